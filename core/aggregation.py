@@ -1,0 +1,74 @@
+"""Results to summaries: one pass over the results, memory for the order types only. Pure."""
+
+import re
+from collections.abc import Iterable
+
+from core.errors import FieldProblem
+from core.models import BatchResult, Summary
+
+_ORDER_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+_ORDER_TYPE_MESSAGE = "expected an order type of the form [A-Z][A-Z0-9_]{0,31}"
+
+_COLUMN = {"order_created": 0, "order_cancelled": 1}
+
+
+class Aggregation:
+    """Counts the results of one batch by order type.
+
+    Results may be added in portions, so that a large batch does not hold the loop; `summaries` is what they
+    come to, order types in the order in which they were first counted. O(n) time, O(order types) memory.
+    """
+
+    __slots__ = ("_counts", "ignored", "invalid", "seen")
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self.seen = 0
+        """Results looked at so far."""
+        self.ignored = 0
+        """Successful results whose event type is neither order_created nor order_cancelled."""
+        self.invalid: list[FieldProblem] = []
+        """Results that should count and cannot; the rest counts all the same."""
+
+    def add(self, results: Iterable[BatchResult | FieldProblem]) -> None:
+        """Count some more results. A `FieldProblem` stands for a result that could not even be read."""
+        counts = self._counts
+        for index, result in enumerate(results, self.seen):
+            self.seen += 1
+            if isinstance(result, FieldProblem):
+                self.invalid.append(FieldProblem(f"$.batch_results[{index}]{result.path[1:]}", result.message))
+                continue
+            if result.success is not True:
+                if result.success is not None and result.success is not False:
+                    self._reject(index, "success", "expected true, false or null")
+                continue
+            column = _COLUMN.get(result.event_type) if isinstance(result.event_type, str) else None
+            if column is None:
+                self.ignored += 1
+                continue
+            order_type = result.order_type
+            if not isinstance(order_type, str):
+                self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
+                continue
+            count = counts.get(order_type)
+            if count is None:
+                if not _ORDER_TYPE.fullmatch(order_type):
+                    self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
+                    continue
+                count = counts[order_type] = [0, 0]
+            count[column] += 1
+
+    @property
+    def summaries(self) -> tuple[Summary, ...]:
+        """The counts so far; no summary is empty, since a type is only known once something of it counted."""
+        return tuple(Summary(order_type, *count) for order_type, count in self._counts.items())
+
+    def _reject(self, index: int, field: str, message: str) -> None:
+        self.invalid.append(FieldProblem(f"$.batch_results[{index}].{field}", message))
+
+
+def aggregate(results: Iterable[BatchResult | FieldProblem]) -> Aggregation:
+    """The aggregation of a whole batch at once."""
+    aggregation = Aggregation()
+    aggregation.add(results)
+    return aggregation

@@ -1,0 +1,1 @@
+"""The durable, ordered record of accepted batches: the interface and its drivers."""

@@ -1,0 +1,253 @@
+"""The journal in memory: nothing survives the process, so each start is a new epoch. Same rules as on disk."""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection
+
+from msgspec import Struct
+
+from core.errors import IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
+from core.journal.base import (
+    Commit,
+    Deliver,
+    Entry,
+    IdempotencyKey,
+    Journal,
+    KeyRecord,
+    Load,
+    Outcome,
+    Recorded,
+)
+from core.models import Summary
+from core.totals import Position, Row, new_epoch
+
+TRIM_STEP_ROWS = 1000
+"""Most rows that one commit trims: about a millisecond, so that a long backlog never holds the loop."""
+
+
+class CommitFailed(Exception):
+    """The transaction could not be made durable. Raised by `MemoryJournal.persist` in tests of that case."""
+
+
+class _Remembered(Struct, frozen=True, gc=False):
+    """An idempotency record: what was counted under a key, for whom, and when (Unix ms)."""
+
+    user_id: int
+    strategy_id: int
+    recorded: Recorded
+    accepted_ms: int
+
+    def is_same_batch(self, entry: Entry) -> bool:
+        """Same user, strategy and counts, however the batch was encoded or ordered."""
+        return (
+            self.user_id == entry.user_id
+            and self.strategy_id == entry.strategy_id
+            and _unordered(self.recorded.summaries) == _unordered(entry.summaries)
+        )
+
+
+class _KeyLog:
+    """The kept rows of one stream key, oldest first; never empty."""
+
+    __slots__ = ("newest_is_overdue", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.newest_is_overdue = False
+        """The newest row is due for trimming and stays only because it is the newest."""
+
+
+class _UserLog:
+    __slots__ = ("keys", "n")
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.keys: dict[int, _KeyLog] = {}
+
+
+class _Transaction:
+    """What one commit is about to change, kept apart from the committed state until it is durable."""
+
+    def __init__(self, journal: "MemoryJournal") -> None:
+        self._journal = journal
+        self._ns: dict[int, int] = {}
+        self._heads: dict[tuple[int, int], Row] = {}
+        self.rows: list[Row] = []
+        self.remembered: dict[IdempotencyKey, _Remembered] = {}
+
+    def record(self, entry: Entry) -> Outcome:
+        """Assign n and totals, or repeat the earlier answer, or refuse."""
+        if entry.idempotency is not None:
+            earlier = self.remembered.get(entry.idempotency) or self._journal.remembered(entry.idempotency)
+            if earlier is not None:
+                return self._repeat(earlier, entry)
+        n = self._ns.get(entry.user_id, self._journal.committed_n(entry.user_id)) + 1
+        stream_key = (entry.user_id, entry.strategy_id)
+        head = self._heads.get(stream_key) or self._journal.committed_head(*stream_key)
+        try:
+            row = head.next(n, entry.accepted_ms, entry.summaries)
+        except TooManyOrderTypes as refusal:
+            return refusal
+        self._ns[entry.user_id] = n
+        self._heads[stream_key] = row
+        self.rows.append(row)
+        recorded = Recorded(n, entry.summaries, entry.ignored, row)
+        if entry.idempotency is not None:
+            self.remembered[entry.idempotency] = _Remembered(
+                entry.user_id, entry.strategy_id, recorded, entry.accepted_ms
+            )
+        return recorded
+
+    def _repeat(self, earlier: _Remembered, entry: Entry) -> Outcome:
+        recorded = earlier.recorded
+        if not earlier.is_same_batch(entry):
+            return IdempotencyConflict(str(Position(self._journal.epoch, recorded.n)))
+        return Recorded(recorded.n, recorded.summaries, recorded.ignored, None)
+
+
+class MemoryJournal(Journal):
+    """Keeps at most `max_rows` rows, and none older than `max_age_ms`, but always the newest of each key.
+
+    `call_soon` runs a function in a later step of the loop: what was submitted until then is one transaction.
+    """
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        *,
+        max_rows: int,
+        max_age_ms: int,
+        idempotency_window_ms: int,
+    ) -> None:
+        self.epoch = new_epoch()
+        self._call_soon = call_soon
+        self._max_rows = max_rows
+        self._max_age_ms = max_age_ms
+        self._idempotency_window_ms = idempotency_window_ms
+        self._deliver: Deliver = lambda _work: None
+        self._waiting: list[Commit | Load] = []
+        self._users: dict[int, _UserLog] = {}
+        self._kept: deque[Row] = deque()
+        """Every row that trimming has not looked at, in order of commit."""
+        self._remembered: dict[IdempotencyKey, _Remembered] = {}
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    def submit(self, work: Commit | Load) -> None:
+        if not self._waiting:
+            self._call_soon(self._work)
+        self._waiting.append(work)
+
+    async def rows_at(self, user_id: int, n: int, strategies: Collection[int]) -> dict[int, Row | None]:
+        return {strategy_id: self._row_at(user_id, n, strategy_id) for strategy_id in strategies}
+
+    async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
+        rows = self._rows(user_id, strategy_id)
+        return KeyRecord(rows[-1], rows[0]) if rows else None
+
+    async def close(self) -> None:
+        self._work()
+
+    def persist(self, rows: list[Row]) -> None:
+        """Make a transaction durable. Here there is nothing to do; tests let it fail.
+
+        Raises CommitFailed.
+        """
+
+    # Committed state, as a transaction reads it.
+
+    def committed_n(self, user_id: int) -> int:
+        """The user's last n, 0 before the first batch."""
+        user = self._users.get(user_id)
+        return user.n if user else 0
+
+    def committed_head(self, user_id: int, strategy_id: int) -> Row:
+        """The key's newest row."""
+        rows = self._rows(user_id, strategy_id)
+        return rows[-1] if rows else Row.before_the_first(user_id, strategy_id)
+
+    def remembered(self, key: IdempotencyKey) -> _Remembered | None:
+        """What was counted under an idempotency key."""
+        return self._remembered.get(key)
+
+    # Work.
+
+    def _work(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        commits = [work for work in waiting if isinstance(work, Commit)]
+        transaction = _Transaction(self)
+        for commit in commits:
+            commit.outcomes = [transaction.record(entry) for entry in commit.entries]
+        try:
+            self.persist(transaction.rows)
+        except CommitFailed:
+            for commit in commits:
+                commit.outcomes, commit.failure = (), OutcomeUnknown()
+        else:
+            self._apply(transaction)
+        # Loads after the commits of the same turn: delivered last, they show all of them.
+        loads = [work for work in waiting if isinstance(work, Load)]
+        for load in loads:
+            user = self._users.get(load.user_id)
+            if user is not None:
+                load.n = user.n
+                load.heads = [log.rows[-1] for log in user.keys.values()]
+        if waiting:
+            self._deliver([*commits, *loads])
+
+    def _apply(self, transaction: _Transaction) -> None:
+        for row in transaction.rows:
+            self._append(row)
+        self._remembered.update(transaction.remembered)
+        if transaction.rows:
+            self._trim(transaction.rows[-1].accepted_ms)
+
+    def _append(self, row: Row) -> None:
+        user = self._users.setdefault(row.user_id, _UserLog())
+        user.n = row.n
+        log = user.keys.setdefault(row.strategy_id, _KeyLog())
+        log.rows.append(row)
+        self._kept.append(row)
+        if log.newest_is_overdue:
+            log.newest_is_overdue = False
+            del log.rows[0]
+
+    def _trim(self, now_ms: int) -> None:
+        oldest_ms = now_ms - self._max_age_ms
+        for _ in range(TRIM_STEP_ROWS):
+            if not self._kept or (len(self._kept) <= self._max_rows and self._kept[0].accepted_ms >= oldest_ms):
+                break
+            self._forget(self._kept.popleft())
+        self._purge(now_ms - self._idempotency_window_ms)
+
+    def _forget(self, row: Row) -> None:
+        log = self._users[row.user_id].keys[row.strategy_id]
+        if log.rows[-1] is row:
+            log.newest_is_overdue = True
+        else:
+            del log.rows[0]
+
+    def _purge(self, oldest_ms: int) -> None:
+        for _ in range(TRIM_STEP_ROWS):
+            key = next(iter(self._remembered), None)
+            if key is None or self._remembered[key].accepted_ms >= oldest_ms:
+                return
+            del self._remembered[key]
+
+    def _rows(self, user_id: int, strategy_id: int) -> list[Row]:
+        user = self._users.get(user_id)
+        log = user.keys.get(strategy_id) if user else None
+        return log.rows if log else []
+
+    def _row_at(self, user_id: int, n: int, strategy_id: int) -> Row | None:
+        rows = self._rows(user_id, strategy_id)
+        index = bisect_right(rows, n, key=lambda row: row.n)
+        if index:
+            return rows[index - 1]
+        # A key whose first row is still there had counted nothing by then; otherwise nobody can tell any more.
+        return Row.before_the_first(user_id, strategy_id) if not rows or rows[0].number == 1 else None
+
+
+def _unordered(summaries: tuple[Summary, ...]) -> list[tuple[str, int, int]]:
+    return sorted((summary.order_type, summary.created, summary.cancelled) for summary in summaries)

@@ -1,0 +1,131 @@
+"""Log lines that never hold the loop: a bounded queue, and a thread that writes what is in it a few times a second.
+
+A line costs the caller one small object. When whoever reads the log stands still, the queue fills and further lines
+are dropped and counted; the server goes on. Fields given with `extra` follow the fixed sentence.
+"""
+
+import logging
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+from msgspec.json import Encoder
+
+QUEUED_LINES = 10_000
+"""Lines that may wait for the writer: a second of a busy server, some MiB."""
+
+LINGER_SECONDS = 0.05
+"""How long the writer gathers lines: it wakes at most 20 times a second, so that it seldom takes the loop's turn."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_encoder = Encoder(enc_hook=str)
+
+
+class BackgroundHandler(logging.Handler):
+    """Hands records to a thread that writes them to `stream`. `dropped` counts the lines that did not fit."""
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.dropped = 0
+        self._reported = 0
+        self._stream = stream
+        self._queue: deque[logging.LogRecord] = deque()
+        self._something = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._queue) >= QUEUED_LINES:
+            self.dropped += 1
+            return
+        self._queue.append(record)
+        if not self._something.is_set():
+            self._something.set()
+
+    def close(self) -> None:
+        """Write what is queued, for at most a second: a reader that stands still does not keep the process."""
+        self._stopping.set()
+        self._something.set()
+        self._thread.join(timeout=1)
+        super().close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._something.wait()
+            self._something.clear()
+            self._stopping.wait(LINGER_SECONDS)
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        lines = [self.format(self._queue.popleft()) for _ in range(len(self._queue))]
+        if self.dropped > self._reported:
+            lines.append(self.format(_dropped_record(self.dropped - self._reported)))
+            self._reported = self.dropped
+        if not lines:
+            return
+        try:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads the log any more. There is nowhere left to say so.
+            self.dropped += len(lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return _encoder.encode(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a person: time, level, message, then the fields as name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
+        line = f"{_timestamp(record)}  {record.levelname.lower():7}  {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def start_logging(level: str, log_format: Literal["auto", "text", "json"], stream: TextIO) -> BackgroundHandler:
+    """Send every logger of the process to `stream`. The caller closes the handler at the end."""
+    # What the standard library collects for fields that no format here shows: callers' frames and thread names.
+    logging._srcfile = None  # documented in the library's chapter on optimisation
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    text = log_format == "text" or (log_format == "auto" and stream.isatty())
+    handler = BackgroundHandler(stream, TextFormatter() if text else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Tornado says at INFO what a hostile client can make it say without limit.
+    logging.getLogger("tornado.general").setLevel(logging.WARNING)
+    return handler
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _dropped_record(count: int) -> logging.LogRecord:
+    record = logging.makeLogRecord({"name": "tallywire.log", "levelno": logging.WARNING, "levelname": "WARNING"})
+    record.msg = "Log lines dropped"
+    record.lines = count
+    return record

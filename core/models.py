@@ -1,0 +1,290 @@
+"""The wire: every JSON object that enters or leaves the server, as frozen structs.
+
+Field order is part of the wire: msgspec writes fields in the order in which they stand here.
+This module holds shapes only; what they mean is decided elsewhere.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from core.errors import FieldProblem, TallywireError
+
+MAX_ID = 2**53 - 1
+"""Largest id and largest n: the largest integer that a JavaScript number holds exactly."""
+
+UserId = Annotated[int, Meta(ge=1, le=MAX_ID)]
+StrategyId = Annotated[int, Meta(ge=1, le=MAX_ID)]
+StrategyIdOrNone = Annotated[int, Meta(ge=0, le=MAX_ID)] | None
+
+Shape = Literal["envelope", "flat"]
+
+
+class Summary(Struct, frozen=True, gc=False):
+    """The counts of one order type, in a batch, in a difference or in totals."""
+
+    order_type: str
+    created: int
+    cancelled: int
+
+
+# ---- emit: what comes in
+
+
+class BatchResult(Struct, frozen=True, gc=False):
+    """One result of a batch, unchecked: `core.aggregation` says which ones count.
+
+    The fields are deliberately untyped: a result that did not succeed is not looked at, so nothing in it may
+    make its neighbours unreadable. Order services attach fields of their own; they are skipped.
+    """
+
+    success: object = None
+    order_type: object = None
+    event_type: object = None
+
+
+class Batch(Struct, frozen=True):
+    """What one emit carries. The limits on its results are checked after decoding."""
+
+    user_id: UserId
+    batch_results: list[BatchResult]
+    strategy_id: StrategyIdOrNone = None
+    idempotency_key: str | None = None
+
+
+# ---- emit: what goes out
+
+
+class Accepted(Struct, frozen=True, tag_field="status", tag="accepted", omit_defaults=False):
+    """The batch is in the journal and every connection of its key has been or will be told.
+
+    `connections`: registered under the key at that moment. `duplicate`: this is the answer to an earlier
+    call with the same key; nothing was sent.
+    """
+
+    position: str
+    summaries: tuple[Summary, ...]
+    connections: int
+    ignored: int
+    duplicate: bool
+    invalid: tuple[FieldProblem, ...] | UnsetType = UNSET
+    idempotency_key: str | UnsetType = UNSET
+
+
+class Skipped(Struct, frozen=True, tag_field="status", tag="skipped"):
+    """No result counted: nothing was journalled, nothing sent."""
+
+    reason: Literal["no_successful_orders"]
+    ignored: int
+    idempotency_key: str | UnsetType = UNSET
+
+
+class Problem(Struct, frozen=True):
+    """An RFC 9457 problem. `type` is a stable URN of the code; `retry` says what a caller should do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retry: str
+    errors: tuple[FieldProblem, ...] | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+
+
+class Rejected(Struct, frozen=True, tag_field="status", tag="rejected"):
+    """One batch of a call of many was refused; the others are not affected."""
+
+    problem: Problem
+    idempotency_key: str | UnsetType = UNSET
+
+
+EmitAnswer = Accepted | Skipped | Rejected
+
+
+def problem_of(error: TallywireError, request_id: str | UnsetType = UNSET) -> Problem:
+    """The problem object that tells `error` to a program and to a person."""
+    return Problem(
+        type=f"urn:tallywire:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        retry=error.retry,
+        errors=error.problems or UNSET,
+        request_id=request_id,
+    )
+
+
+# ---- the use cases' own event
+
+
+class OrderBatchEvent(Struct, frozen=True, gc=False):
+    """A batch that has been counted: what `emit_order_batch_event` accepts. `timestamp`: Unix time in ms."""
+
+    summaries: tuple[Summary, ...]
+    strategy_id: int | None
+    user_id: int
+    timestamp: int
+
+
+# ---- stream: the data lines
+
+
+class UpdateData(Struct, frozen=True, gc=False):
+    """The owner's format: exactly these fields, in this order. Nothing is ever added in here."""
+
+    summaries: tuple[Summary, ...]
+    timestamp: str
+
+
+class StreamInfo(Struct, frozen=True, gc=False):
+    """What Tallywire adds to an update: whose it is, where the stream stood, how many batches it merges."""
+
+    strategy_id: int
+    after: str
+    batches: int
+    totals: tuple[Summary, ...] | UnsetType = UNSET
+
+
+class OrderBatchUpdate(Struct, frozen=True, gc=False, tag_field="type", tag="order_batch_update"):
+    """The data line of `order_batch_update` with `shape=envelope`."""
+
+    data: UpdateData
+    stream: StreamInfo
+
+
+class FlatOrderBatchUpdate(Struct, frozen=True, gc=False):
+    """The same with `shape=flat`: the type stands in `event:`, only the inner object on the data line."""
+
+    summaries: tuple[Summary, ...]
+    timestamp: str
+    stream: StreamInfo
+
+
+class OrderBatchCatchUp(Struct, frozen=True, gc=False, tag_field="type", tag="order_batch_catch_up"):
+    """Several strategies of one stream in one atomic event, by strategy."""
+
+    updates: tuple[OrderBatchUpdate, ...]
+    after: str
+
+
+class FlatOrderBatchCatchUp(Struct, frozen=True, gc=False):
+    """The same with `shape=flat`."""
+
+    updates: tuple[FlatOrderBatchUpdate, ...]
+    after: str
+
+
+class StrategyTotals(Struct, frozen=True, gc=False):
+    """The totals of one stream key."""
+
+    strategy_id: int
+    summaries: tuple[Summary, ...]
+
+
+Strategies = tuple[int, ...] | Literal["*"]
+"""What a stream carries: named strategies in ascending order, or every one, future ones included."""
+
+
+class StreamOpen(Struct, frozen=True, gc=False):
+    """First event of a stream that starts or resumes without loss. `position`: where it starts or resumes."""
+
+    event: ClassVar[str] = "stream_open"
+    position: str
+    strategies: Strategies
+    resumed: bool
+    heartbeat_seconds: float
+    totals: tuple[StrategyTotals, ...] | UnsetType = UNSET
+
+
+ResetReason = Literal["malformed", "epoch", "future", "trimmed"]
+
+
+class StreamReset(Struct, frozen=True, gc=False):
+    """First event instead, when continuity cannot be shown: `totals` replace what the client has added up."""
+
+    event: ClassVar[str] = "stream_reset"
+    reason: ResetReason
+    position: str
+    strategies: Strategies
+    heartbeat_seconds: float
+    totals: tuple[StrategyTotals, ...]
+
+
+class StreamHeartbeat(Struct, frozen=True, gc=False):
+    """With `heartbeat=event`: the last position written to this stream, so that a gap can be noticed."""
+
+    event: ClassVar[str] = "stream_heartbeat"
+    position: str
+    timestamp: str
+
+
+ClosingReason = Literal["draining", "busy"]
+
+
+class StreamClosing(Struct, frozen=True, gc=False):
+    """The server ends the stream now; with `reconnect` after the `retry:` that this event carries."""
+
+    event: ClassVar[str] = "stream_closing"
+    reason: ClosingReason
+    reconnect: bool
+
+
+ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamClosing
+
+
+def iso_timestamp(unix_ms: int) -> str:
+    """ISO 8601, UTC, milliseconds, `Z`."""
+    moment = datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+# ---- operations
+
+
+class KeyFacts(Struct, frozen=True):
+    """`GET /internal/keys/{user}/{strategy}`: what the journal knows of one stream key.
+
+    `head` and `oldest_kept`: positions of its newest and oldest row, null when it has none. `batches`: how many
+    were ever accepted.
+    """
+
+    user_id: int
+    strategy_id: int
+    totals: tuple[Summary, ...] = ()
+    batches: int = 0
+    head: str | None = None
+    oldest_kept: str | None = None
+    last_accepted: str | None = None
+    connections: int = 0
+
+
+class ConnectionFacts(Struct, frozen=True):
+    """One open stream. `behind_batches`: how many batches of its keys it has not been sent yet."""
+
+    user_id: int
+    strategies: Strategies
+    state: str
+    position: str
+    behind_batches: int
+    unsent_bytes: int
+    age_seconds: float
+    peer: str
+
+
+class ConnectionsReport(Struct, frozen=True):
+    """`GET /internal/connections`. `slowest` lists at most 20, most behind first; `closed` counts ends by reason."""
+
+    connections: int
+    lagging: int
+    blocked: int
+    slowest: tuple[ConnectionFacts, ...]
+    closed: dict[str, int]
+
+
+class Health(Struct, frozen=True):
+    """`/healthz/live` and `/healthz/ready`."""
+
+    status: Literal["ok", "draining"]

@@ -1,0 +1,116 @@
+"""Who listens: user and stream key to subscribers. Holds only users somebody is connected to, or is about to be.
+
+Memory therefore follows the open connections, not every user ever seen; whoever comes back is loaded from the
+journal, in order with the commits, so that what is loaded equals what has been published.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from core.subscriber import StreamKey, Subscriber
+from core.totals import Row
+
+
+class User:
+    """The published state of one user: the head of the sequence and of each stream key, the newest key last."""
+
+    __slots__ = ("everything", "holds", "keys", "n", "undelivered", "user_id")
+
+    def __init__(self, user_id: int, n: int, heads: Iterable[Row]) -> None:
+        self.user_id = user_id
+        self.n = n
+        self.keys = OrderedDict((row.strategy_id, StreamKey(row)) for row in sorted(heads, key=lambda row: row.n))
+        self.everything: dict[Subscriber, None] = {}
+        """Connections that follow every strategy of this user."""
+        self.holds = 0
+        """Connections, and openings in flight. At zero the user is forgotten."""
+        self.undelivered: dict[StreamKey, None] | None = None
+        """Keys published within an open coalescing window; None while no window is open."""
+
+    def key(self, strategy_id: int) -> StreamKey:
+        """The stream key, made when nobody has counted or asked before."""
+        key = self.keys.get(strategy_id)
+        if key is None:
+            key = self.keys[strategy_id] = StreamKey(Row.before_the_first(self.user_id, strategy_id))
+            # Oldest first: at the other end it would hide the keys that have moved from `Subscriber.behind`.
+            self.keys.move_to_end(strategy_id, last=False)
+        return key
+
+    def publish(self, row: Row) -> StreamKey:
+        """Move the heads to a committed row."""
+        key = self.key(row.strategy_id)
+        key.publish(row)
+        self.keys.move_to_end(row.strategy_id)
+        self.n = row.n
+        return key
+
+    def forget_if_unused(self, key: StreamKey) -> None:
+        """Drop a key that nobody listens to and nothing was counted for: names cost nothing to invent."""
+        if not key.subscribers and not key.head.number:
+            del self.keys[key.strategy_id]
+
+    def listeners(self, key: StreamKey) -> list[Subscriber]:
+        """Everyone registered under the key, by name or by following everything."""
+        return [*key.subscribers, *self.everything]
+
+    def count_listeners(self, strategy_id: int) -> int:
+        """How many are registered under the strategy."""
+        key = self.keys.get(strategy_id)
+        return len(self.everything) + (len(key.subscribers) if key else 0)
+
+
+class Registry:
+    """Users by id, and their connections."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, User] = {}
+        self.subscribers: dict[Subscriber, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.subscribers)
+
+    def user(self, user_id: int) -> User | None:
+        """The user, when somebody is connected to it or about to be."""
+        return self._users.get(user_id)
+
+    def hold(self, user: User) -> None:
+        """Keep the user until `let_go`."""
+        self._users[user.user_id] = user
+        user.holds += 1
+
+    def let_go(self, user: User) -> None:
+        """Take one hold back; the last one forgets the user."""
+        user.holds -= 1
+        if not user.holds:
+            del self._users[user.user_id]
+
+    def add(self, subscriber: Subscriber, user: User, strategies: tuple[int, ...] | None) -> None:
+        """Register under the named strategies, or with None under every one, future ones included."""
+        self.hold(user)
+        self.subscribers[subscriber] = None
+        if strategies is None:
+            subscriber.follows_all = True
+            subscriber.keys = user.keys
+            user.everything[subscriber] = None
+            return
+        subscriber.keys = {strategy_id: user.key(strategy_id) for strategy_id in strategies}
+        for key in subscriber.keys.values():
+            key.subscribers[subscriber] = None
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Forget a connection; harmless when it is not registered."""
+        if subscriber not in self.subscribers:
+            return
+        del self.subscribers[subscriber]
+        user = self._users[subscriber.user_id]
+        if subscriber.follows_all:
+            del user.everything[subscriber]
+        else:
+            for key in subscriber.keys.values():
+                del key.subscribers[subscriber]
+                user.forget_if_unused(key)
+        self.let_go(user)
+
+    def of_user(self, user_id: int) -> Iterator[Subscriber]:
+        """The connections of one user."""
+        return (subscriber for subscriber in self.subscribers if subscriber.user_id == user_id)

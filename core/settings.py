@@ -1,0 +1,145 @@
+"""Every setting, once: its unit, its default and a sentence. One frozen struct, read in server.py and nowhere else.
+
+Sources, the later ones win: the defaults here, a TOML file, the environment (`TALLYWIRE_PUBLIC_LISTEN` and so on),
+the command line (`--public-listen`).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+from msgspec import Meta, Struct, ValidationError, convert
+
+from core.models import Shape
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names it, the source and the fix."""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator decides."""
+
+    public_listen: Annotated[
+        str, Meta(description="Address of the public listener, HOST:PORT; port 0: a free one.")
+    ] = "127.0.0.1:8080"
+    internal_listen: Annotated[str, Meta(description="Address of the internal listener, HOST:PORT.")] = "127.0.0.1:8081"
+    insecure: Annotated[
+        tuple[Literal["public", "internal"], ...],
+        Meta(description="Listeners that may leave loopback without authentication, where the network is closed."),
+    ] = ()
+    shape: Annotated[Shape, Meta(description="Shape of the data line for streams that do not ask for one.")] = (
+        "envelope"
+    )
+    heartbeat_seconds: Annotated[float, Meta(description="Seconds between two heartbeats of a stream.", gt=0)] = 15
+    retry_ms: Annotated[
+        int,
+        Meta(
+            description="Milliseconds after which a client should reconnect, spread by half to both sides.",
+            ge=1,
+        ),
+    ] = 2000
+    coalesce_ms: Annotated[
+        int,
+        Meta(
+            description="Milliseconds within which further batches of a user leave as one event. 0: at once.",
+            ge=0,
+        ),
+    ] = 0
+    stall_seconds: Annotated[
+        int,
+        Meta(description="Seconds without the client reading anything after which its stream is ended.", ge=1),
+    ] = 30
+    send_buffer_bytes: Annotated[
+        int,
+        Meta(
+            description="Bytes the kernel may hold for a stream; a client further behind gets one merged event.",
+            ge=4096,
+        ),
+    ] = 32768
+    max_connections: Annotated[
+        int,
+        Meta(description="Open streams at most. The descriptor limit of the process must be above it.", ge=1),
+    ] = 10_000
+    keep_rows: Annotated[
+        int,
+        Meta(
+            description="Rows (batches) the journal keeps for resuming; the newest of a stream key always stays.",
+            ge=1,
+        ),
+    ] = 100_000
+    keep_hours: Annotated[int, Meta(description="Hours the journal keeps a row for resuming.", ge=1)] = 7 * 24
+    idempotency_hours: Annotated[
+        int, Meta(description="Hours within which a repeated idempotency key counts once.", ge=1)
+    ] = 24
+    drain_seconds: Annotated[
+        int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1)
+    ] = 20
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"], Meta(description="auto: text on a terminal, else JSON lines.")
+    ] = "auto"
+
+
+class SettingField(Struct, frozen=True):
+    """One setting as the command line and the documents show it."""
+
+    name: str
+    description: str
+    default: object
+    choices: tuple[str, ...]
+    is_list: bool
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "TALLYWIRE_" + self.name.upper()
+
+
+def fields() -> tuple[SettingField, ...]:
+    """All settings in the order of the struct."""
+    hints = get_type_hints(Settings, include_extras=True)
+    defaults = Settings()
+    return tuple(_describe(name, hints[name], getattr(defaults, name)) for name in Settings.__struct_fields__)
+
+
+def load(file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
+    """The settings that apply. Raises SettingsError, naming the source, the setting and what it expects."""
+    values: dict[str, object] = {}
+    for source, given in (
+        ("the settings file", file),
+        ("the environment", _from_environment(environment)),
+        ("the command line", flags),
+    ):
+        _check(source, given)
+        values |= given
+    return convert(values, Settings, strict=False)
+
+
+def _check(source: str, given: Mapping[str, object]) -> None:
+    try:
+        convert(dict(given), Settings, strict=False)
+    except ValidationError as error:
+        raise SettingsError(f"{source}: {error}. `serve --help` lists every setting.") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    return {
+        field.name: environment[field.variable].split(",") if field.is_list else environment[field.variable]
+        for field in fields()
+        if field.variable in environment
+    }
+
+
+def _describe(name: str, hint: object, default: object) -> SettingField:
+    inner, meta = get_args(hint)[:2]
+    is_list = get_origin(inner) is tuple
+    literal = get_args(inner)[0] if is_list else inner
+    choices = get_args(literal) if get_origin(literal) is Literal else ()
+    return SettingField(name, meta.description, default, choices, is_list)

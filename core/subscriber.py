@@ -1,0 +1,348 @@
+"""One connection's marks and state: what it has been told, what it is owed, and whether it can be told. Pure.
+
+Everything that a stream delivers leaves through `Subscriber.bring_up_to_date`: live delivery, slow clients, resume
+and coalescing differ only in when it is called. A connection is brought up to date as a whole, over all its keys.
+
+States of a connection::
+
+    OPENING ──> READY <──> BLOCKED        BLOCKED: the kernel took a part only; the unsent rest leaves first
+       │          │           │
+       └──────────┴─────┬─────┘
+                        v
+                     CLOSING ──> CLOSED   CLOSING: the last bytes are on their way; nothing else is written
+"""
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import cache
+from itertools import takewhile
+from typing import Literal
+
+from msgspec import UNSET, Struct
+
+from core.models import (
+    ControlEvent,
+    OrderBatchUpdate,
+    Shape,
+    StreamHeartbeat,
+    StreamInfo,
+    UpdateData,
+    iso_timestamp,
+)
+from core.sse import COMMENT_HEARTBEAT, chunk, encode_catch_up, encode_control, encode_update
+from core.totals import Difference, Position, Row, difference
+
+MAX_SHARED_FRAMES = 16
+"""Encoded frames that a stream key keeps for its head. One is the rule; a reconnect storm brings a handful of
+positions. Bounds the memory that clients with 10,000 different positions could make a key keep."""
+
+CloseReason = Literal[
+    "client_closed",  # the client closed its side
+    "client_sent_data",  # bytes behind the GET: not a client of ours
+    "reset",  # the peer's kernel refused
+    "stalled",  # nothing was read for stall_seconds, or the peer vanished
+    "draining",  # the server ended
+    "busy",  # refused for load
+]
+
+
+class ConnectionLost(Exception):
+    """The transport can take nothing any more."""
+
+    def __init__(self, reason: CloseReason) -> None:
+        super().__init__(reason)
+        self.reason: CloseReason = reason
+
+
+class State(Enum):
+    OPENING = "opening"
+    READY = "ready"
+    BLOCKED = "blocked"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_MOVES: dict[State, frozenset[State]] = {
+    State.OPENING: frozenset({State.READY, State.CLOSED}),
+    State.READY: frozenset({State.BLOCKED, State.CLOSING, State.CLOSED}),
+    State.BLOCKED: frozenset({State.READY, State.CLOSING, State.CLOSED}),
+    State.CLOSING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+
+class StreamOptions(Struct, frozen=True, eq=False):
+    """How a stream wants its frames. Equal options are the same object: they are compared on every frame."""
+
+    shape: Shape
+    with_totals: bool
+    event_heartbeat: bool
+    chunked: bool
+
+    def framed(self, block: bytes) -> bytes:
+        """`block` as it goes on the wire: HTTP/1.0 clients get the same bytes without chunk framing."""
+        return chunk(block) if self.chunked else block
+
+
+@cache
+def stream_options(
+    shape: Shape = "envelope",
+    with_totals: bool = False,
+    event_heartbeat: bool = False,
+    chunked: bool = True,
+) -> StreamOptions:
+    """The one object for these options."""
+    return StreamOptions(shape, with_totals, event_heartbeat, chunked)
+
+
+class StreamKey:
+    """The published head of one stream key, and the connections registered under it by name."""
+
+    __slots__ = ("_frames", "head", "strategy_id", "subscribers")
+
+    def __init__(self, head: Row) -> None:
+        self.strategy_id = head.strategy_id
+        self.head = head
+        self.subscribers: dict[Subscriber, None] = {}
+        self._frames: dict[tuple[int, StreamOptions], bytes] = {}
+
+    def publish(self, row: Row) -> None:
+        """Move the head to a committed row."""
+        self.head = row
+        self._frames.clear()
+
+    def shared_frame(self, after: int, options: StreamOptions, encode: Callable[[], bytes]) -> bytes:
+        """The frame from `after` to the head: encoded for the first who needs it, shared by the others.
+
+        The totals at a position are a fact, so equal `after` and equal options mean equal bytes.
+        """
+        frame = self._frames.get((after, options))
+        if frame is None:
+            if len(self._frames) >= MAX_SHARED_FRAMES:
+                self._frames.clear()
+            frame = self._frames[after, options] = encode()
+        return frame
+
+
+class Subscriber:
+    """One open stream. A transport subclasses it with `transmit`, `watch_writable` and `release`.
+
+    `keys` are the stream keys that it follows, by strategy: its own, or with `follows_all` the user's, which grow and
+    stand in order of publication, the newest last. `n` is the place of the position that it has been brought
+    up to; `marks` are the rows of its keys there. A key it has no mark for started after `n`.
+    """
+
+    __slots__ = (
+        "_unsent",
+        "epoch",
+        "follows_all",
+        "keys",
+        "marks",
+        "n",
+        "on_closed",
+        "opened_at",
+        "options",
+        "state",
+        "user_id",
+    )
+
+    def __init__(self, user_id: int, options: StreamOptions) -> None:
+        self.user_id = user_id
+        self.options = options
+        self.state = State.OPENING
+        self.opened_at = 0.0
+        """Monotonic seconds at the first event."""
+        self.epoch = ""
+        self.n = 0
+        self.keys: dict[int, StreamKey] = {}
+        self.follows_all = False
+        self.marks: dict[int, Row] = {}
+        self.on_closed: Callable[[Subscriber, CloseReason], None] | None = None
+        self._unsent: memoryview | None = None
+
+    # What a transport provides.
+
+    def transmit(self, data: bytes | memoryview) -> int:
+        """Hand bytes to the kernel; answers how many it took, 0 when it takes none now.
+
+        Raises ConnectionLost.
+        """
+        raise NotImplementedError
+
+    def watch_writable(self, wanted: bool) -> None:
+        """Start or stop calling `continue_sending` when the transport can take bytes again."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give the transport back. Called once."""
+        raise NotImplementedError
+
+    def peer(self) -> str:
+        """Who is at the other end, for an operator's eyes."""
+        raise NotImplementedError
+
+    # What it is owed.
+
+    @property
+    def position(self) -> str:
+        """The position that this stream has been brought up to."""
+        return str(Position(self.epoch, self.n))
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing further will be written, the rest of the last bytes aside."""
+        return self.state in (State.CLOSING, State.CLOSED)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The rest of the last frame that the kernel has not taken yet."""
+        return 0 if self._unsent is None else len(self._unsent)
+
+    def behind(self) -> list[StreamKey]:
+        """The keys whose head is past this stream's position: lagging is derived, never stored."""
+        n = self.n
+        if not self.follows_all:
+            return [key for key in self.keys.values() if key.head.n > n]
+        return list(takewhile(lambda key: key.head.n > n, reversed(self.keys.values())))
+
+    def owed(self) -> list[Difference]:
+        """What it has not been sent yet, by strategy."""
+        behind = sorted(self.behind(), key=lambda key: key.strategy_id)
+        return [difference(key.head, self._mark(key)) for key in behind]
+
+    # What happens to it.
+
+    def begin(self, opening: bytes, n: int, marks: dict[int, Row]) -> None:
+        """Leave OPENING: write the first bytes, then whatever was published since `n`."""
+        self.n = n
+        self.marks = marks
+        self._move(State.READY)
+        self._send(opening)
+        self.bring_up_to_date()
+
+    def bring_up_to_date(self) -> None:
+        """The one act. Does nothing unless the stream is READY and a key of it has moved."""
+        if self.state is not State.READY:
+            return
+        behind = self.behind()
+        if not behind:
+            return
+        frame = self._frame(behind)
+        for key in behind:
+            self.marks[key.strategy_id] = key.head
+        self.n = self._last(behind)
+        self._send(frame)
+
+    def heartbeat(self, now_ms: int) -> None:
+        """Show that the stream is alive. Nothing is written to one that is not READY: it would only queue."""
+        if self.options.event_heartbeat:
+            beat = StreamHeartbeat(self.position, iso_timestamp(now_ms))
+            self._send(encode_framed_control(beat, self.options))
+        else:
+            self._send(self.options.framed(COMMENT_HEARTBEAT))
+
+    def continue_sending(self) -> None:
+        """The transport takes bytes again: send the rest, then everything missed meanwhile as one frame."""
+        rest = self._unsent
+        if rest is None:
+            return
+        try:
+            taken = self.transmit(rest)
+        except ConnectionLost as lost:
+            self.close(lost.reason)
+            return
+        if taken < len(rest):
+            self._unsent = rest[taken:]
+            return
+        self._unsent = None
+        if self.state is State.CLOSING:
+            self.close("draining")
+            return
+        self._move(State.READY)
+        self.watch_writable(False)
+        self.bring_up_to_date()
+
+    def finish(self, farewell: bytes) -> None:
+        """End the stream from our side: what is unsent, then `farewell`, then the end."""
+        if self.state is State.OPENING:
+            self.close("draining")
+        self.bring_up_to_date()
+        if self.has_ended:
+            return
+        unsent = self._unsent
+        self._move(State.CLOSING)
+        self._unsent = memoryview(farewell if unsent is None else bytes(unsent) + farewell)
+        if unsent is None:
+            self.watch_writable(True)
+            self.continue_sending()
+
+    def close(self, reason: CloseReason) -> None:
+        """End the stream at once; harmless when it has ended."""
+        if self.state is State.CLOSED:
+            return
+        self._move(State.CLOSED)
+        self._unsent = None
+        self.release()
+        if self.on_closed is not None:
+            self.on_closed(self, reason)
+
+    # How.
+
+    def _move(self, to: State) -> None:
+        if to not in _MOVES[self.state]:
+            raise AssertionError(f"{self.state} -> {to}")
+        self.state = to
+
+    def _send(self, data: bytes) -> None:
+        if self.state is not State.READY:
+            return
+        try:
+            taken = self.transmit(data)
+        except ConnectionLost as lost:
+            self.close(lost.reason)
+            return
+        if taken < len(data):
+            self._unsent = memoryview(data)[taken:]
+            self._move(State.BLOCKED)
+            self.watch_writable(True)
+
+    def _mark(self, key: StreamKey) -> Row:
+        return self.marks.get(key.strategy_id) or Row.before_the_first(self.user_id, key.strategy_id)
+
+    @staticmethod
+    def _last(behind: Iterable[StreamKey]) -> int:
+        # The id of a merged frame is its last batch: the first would be counted again on resume, and anything
+        # above the last would skip a batch that another key of this stream has not been told yet.
+        return max(key.head.n for key in behind)
+
+    def _frame(self, behind: list[StreamKey]) -> bytes:
+        last = str(Position(self.epoch, self._last(behind)))
+        if len(behind) == 1:
+            return behind[0].shared_frame(self.n, self.options, lambda: self._encode(last))
+        return self._encode(last)
+
+    def _encode(self, last: str) -> bytes:
+        after = self.position
+        updates = tuple(self._update(owed, after) for owed in self.owed())
+        shape = self.options.shape
+        if len(updates) == 1:
+            return self.options.framed(encode_update(updates[0], shape, last))
+        return self.options.framed(encode_catch_up(updates, after, shape, last))
+
+    def _update(self, owed: Difference, after: str) -> OrderBatchUpdate:
+        totals = owed.totals.summaries if self.options.with_totals else UNSET
+        return OrderBatchUpdate(
+            UpdateData(owed.summaries, iso_timestamp(owed.accepted_ms)),
+            StreamInfo(owed.strategy_id, after, owed.batches, totals),
+        )
+
+
+def encode_framed_control(
+    control: ControlEvent,
+    options: StreamOptions,
+    *,
+    event_id: str | None = None,
+    retry_ms: int | None = None,
+) -> bytes:
+    """A control event as it goes on the wire of a stream with these options."""
+    return options.framed(encode_control(control, options.shape, event_id=event_id, retry_ms=retry_ms))

@@ -1,0 +1,174 @@
+"""What every route shares: the services, the request id, problem+json for whatever goes wrong, CORS."""
+
+import logging
+import re
+import secrets
+from http import HTTPStatus
+from types import TracebackType
+
+from msgspec import Struct
+from msgspec.json import Encoder
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from core.errors import (
+    BodyTooLarge,
+    InternalError,
+    InvalidQuery,
+    MalformedBody,
+    MethodNotAllowed,
+    RouteNotFound,
+    TallywireError,
+)
+from core.hub import Hub
+from core.models import MAX_ID, problem_of
+from core.settings import Settings
+
+MAX_UNREAD_BYTES = 64 * 2**20
+"""How much of an unwanted body is read and thrown away. A sender whose connection is cut in the middle of its body
+often never sees the answer that says why; beyond this it is cut all the same."""
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_LOOPBACK_ORIGIN = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
+
+_encode = Encoder().encode
+_log = logging.getLogger("tallywire.http")
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+class Services(Struct, frozen=True):
+    """What the handlers of one listener work with."""
+
+    hub: Hub
+    settings: Settings
+    allows_loopback_origins: bool
+    """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
+
+
+@stream_request_body
+class BaseHandler(RequestHandler):
+    """One request. Bodies are thrown away unless a subclass keeps them in `data_received`."""
+
+    services: Services
+    request_id: str
+
+    def initialize(self, services: Services) -> None:
+        self.services = services
+        given = self.request.headers.get("X-Request-Id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self.set_header("X-Request-Id", self.request_id)
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "tallywire")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def prepare(self) -> None:
+        """Decide how much body is read at all. Raises BodyTooLarge."""
+        length = self.request.headers.get("Content-Length", "0")
+        self.request.connection.set_max_body_size(MAX_UNREAD_BYTES)  # type: ignore[union-attr]  # HTTP1Connection
+        if length.isdigit() and int(length) > MAX_UNREAD_BYTES:
+            raise BodyTooLarge(MAX_UNREAD_BYTES)
+        self.set_cors_headers()
+
+    def set_cors_headers(self) -> None:
+        """Let pages of allowed origins read the answer."""
+        for name, value in self.cors_headers():
+            self.set_header(name, value)
+
+    def cors_headers(self) -> tuple[tuple[str, str], ...]:
+        """The CORS headers of an answer to this request, none where no other origin may read it."""
+        if not self.services.allows_loopback_origins:
+            return ()
+        origin = self.request.headers.get("Origin", "")
+        if not _LOOPBACK_ORIGIN.fullmatch(origin):
+            return (("Vary", "Origin"),)
+        return (
+            ("Access-Control-Allow-Origin", origin),
+            ("Access-Control-Expose-Headers", "X-Request-Id"),
+            ("Vary", "Origin"),
+        )
+
+    def data_received(self, chunk: bytes) -> None:
+        """Throw it away."""
+
+    def write_json(self, answer: object, content_type: str = "application/json") -> None:
+        """Finish with `answer` as JSON."""
+        self.set_header("Content-Type", content_type)
+        self.finish(_encode(answer))
+
+    def write_error(self, status_code: int, **kwargs: object) -> None:
+        """Every refusal and every fault as RFC 9457 problem+json."""
+        error = self._told(status_code, kwargs.get("exc_info"))
+        self.set_status(error.status, HTTPStatus(error.status).phrase)
+        self.set_cors_headers()
+        self.set_header("X-Request-Id", self.request_id)
+        if isinstance(error, MethodNotAllowed):
+            self.set_header("Allow", ", ".join(error.allowed))
+        if error.retry_after_seconds is not None:
+            self.set_header("Retry-After", str(error.retry_after_seconds))
+        self.write_json(problem_of(error, self.request_id), "application/problem+json")
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """A refusal is the caller's business; a fault is ours, with its traceback."""
+        if isinstance(value, TallywireError | HTTPError):
+            return
+        _log.error(
+            "Uncaught exception",
+            exc_info=(typ, value, tb) if typ and value else None,
+            extra={"request_id": self.request_id, "method": self.request.method, "path": self.request.path},
+        )
+
+    def allowed_methods(self) -> tuple[str, ...]:
+        """The methods that this route takes."""
+        return tuple(
+            method
+            for method in _METHODS
+            if getattr(type(self), method.lower()) is not RequestHandler._unimplemented_method
+        )
+
+    def _told(self, status_code: int, exc_info: object) -> TallywireError:
+        error = exc_info[1] if isinstance(exc_info, tuple) else None
+        if isinstance(error, TallywireError):
+            return error
+        if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            return MethodNotAllowed(str(self.request.method), self.request.path, self.allowed_methods())
+        if status_code == HTTPStatus.BAD_REQUEST:
+            return MalformedBody("The request cannot be read.")
+        return InternalError()
+
+
+class NotFoundHandler(BaseHandler):
+    """Whatever no route matches, with any method."""
+
+    def _answer(self) -> None:
+        raise RouteNotFound(self.request.path)
+
+    get = head = post = put = patch = delete = options = _answer
+
+
+def log_request(handler: RequestHandler) -> None:
+    """The access log: at DEBUG, since emits and streams have lines of their own that say more."""
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug(
+            "Request",
+            extra={
+                "method": handler.request.method,
+                "path": handler.request.path,
+                "status": handler.get_status(),
+                "seconds": round(handler.request.request_time(), 6),
+            },
+        )
+
+
+def identifier(name: str, value: str) -> int:
+    """The id that a query parameter or a path names. Raises InvalidQuery."""
+    if not (value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= MAX_ID):
+        raise InvalidQuery(name, f"must be an integer from 1 to {MAX_ID}")
+    return int(value)

@@ -1,0 +1,359 @@
+"""POST /internal/emit: a batch, or many, from the order service to the hub.
+
+`emit` is the whole route as one function from a request to an answer; the handler around it only moves bytes.
+A batch that cannot be read is an answer of its own, never a reason to lose its neighbours.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from core.errors import (
+    BodyTooLarge,
+    FieldProblem,
+    InvalidBatch,
+    InvalidIdempotencyKey,
+    MalformedBody,
+    TallywireError,
+    TooManyBatches,
+    UnsupportedMediaType,
+)
+from core.hub import Answer, EmitCall, Hub, Slices
+from core.models import (
+    Accepted,
+    Batch,
+    BatchResult,
+    EmitAnswer,
+    Rejected,
+    Skipped,
+    StrategyIdOrNone,
+    UserId,
+    problem_of,
+)
+from handlers.base import BaseHandler, Services
+
+MAX_BATCH_BYTES = 2**20
+MAX_NDJSON_BYTES = 8 * 2**20
+MAX_BATCHES = 10_000
+
+LAZY_BYTES = 64 * 1024
+"""From this size on the results of a batch are decoded one by one while they are counted, with pauses: decoding
+1 MiB at once would hold the loop for 9 ms."""
+
+CALLER = "local"
+"""Whose idempotency keys these are, as long as the internal listener does not ask who calls."""
+
+_JSON, _NDJSON, _MSGPACK = "application/json", "application/x-ndjson", "application/msgpack"
+_MEDIA_TYPES = {
+    _JSON: _JSON,
+    _NDJSON: _NDJSON,
+    "application/ndjson": _NDJSON,
+    "application/jsonl": _NDJSON,
+    _MSGPACK: _MSGPACK,
+    "application/x-msgpack": _MSGPACK,
+    "application/vnd.msgpack": _MSGPACK,
+}
+
+_MSGPACK_ARRAYS = {*(bytes([first]) for first in range(0x90, 0xA0)), b"\xdc", b"\xdd"}
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger("tallywire.emit")
+_encode = msgspec.json.Encoder().encode
+
+
+class _LazyBatch(Struct, frozen=True):
+    """A `Batch` whose results are still encoded."""
+
+    user_id: UserId
+    batch_results: list[Raw]
+    strategy_id: StrategyIdOrNone = None
+    idempotency_key: str | None = None
+
+
+class _Codec(Struct, frozen=True):
+    """How one encoding reads a batch: at once, or with its results left for later."""
+
+    batch: Callable[[bytes | Raw], Batch]
+    lazy_batch: Callable[[bytes | Raw], _LazyBatch]
+    result: Callable[[bytes | Raw], BatchResult]
+    many: Callable[[bytes | Raw], list[Raw]]
+
+
+def _codec(decoder: type[msgspec.json.Decoder] | type[msgspec.msgpack.Decoder]) -> _Codec:  # type: ignore[type-arg]
+    return _Codec(
+        decoder(Batch).decode,
+        decoder(_LazyBatch).decode,
+        decoder(BatchResult).decode,
+        decoder(list[Raw]).decode,
+    )
+
+
+_CODECS = {_JSON: _codec(msgspec.json.Decoder), _MSGPACK: _codec(msgspec.msgpack.Decoder)}
+
+
+class EmitRequest(Struct, frozen=True):
+    """What the route looks at. `content_type` and `idempotency_key` as in the headers, None when absent."""
+
+    content_type: str
+    body: bytes
+    idempotency_key: str | None
+    request_id: str
+
+
+class EmitResponse(Struct, frozen=True):
+    """A 200. Refusals of a whole call are raised instead."""
+
+    content_type: str
+    body: bytes
+
+
+def max_body_bytes(content_type: str) -> int:
+    """How large a body of this type may be. Raises UnsupportedMediaType."""
+    return MAX_NDJSON_BYTES if _media_type(content_type) == _NDJSON else MAX_BATCH_BYTES
+
+
+async def emit(hub: Hub, request: EmitRequest) -> EmitResponse:
+    """Count, journal and publish what the request carries, and answer.
+
+    Raises the error of a single batch that was refused; of many, each answer says its own. Raises MalformedBody,
+    BodyTooLarge, UnsupportedMediaType, TooManyBatches, Busy, Draining and OutcomeUnknown for the call as a whole.
+    """
+    media_type = _media_type(request.content_type)
+    limit_bytes = max_body_bytes(request.content_type)
+    if len(request.body) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    with hub.call(CALLER, len(request.body)) as call:
+        if media_type == _NDJSON:
+            answers = await _emit_many(hub, call, _lines(request.body), _CODECS[_JSON], request)
+            return EmitResponse(_NDJSON, b"".join(_encode(answer) + b"\n" for answer in answers))
+        codec = _CODECS[media_type]
+        if _is_many(request.body, media_type):
+            items = _items(request.body, codec)
+            return EmitResponse(_JSON, _encode(await _emit_many(hub, call, items, codec, request)))
+        return EmitResponse(_JSON, _encode(await _emit_one(hub, call, codec, request)))
+
+
+async def _emit_one(hub: Hub, call: EmitCall, codec: _Codec, request: EmitRequest) -> EmitAnswer:
+    await _add(hub, call, request.body, codec, Slices(perf_counter), request.idempotency_key)
+    answers = await hub.commit(call)
+    _log_call(call, answers, request)
+    answer = answers[0]
+    if isinstance(answer, TallywireError):
+        raise answer
+    return answer
+
+
+async def _emit_many(
+    hub: Hub, call: EmitCall, items: Iterable[bytes | Raw], codec: _Codec, request: EmitRequest
+) -> list[EmitAnswer]:
+    if request.idempotency_key is not None:
+        raise InvalidIdempotencyKey(
+            "The header names one batch; with many, each batch carries its own idempotency_key",
+            "Idempotency-Key",
+        )
+    slices = Slices(perf_counter)
+    keys: list[str | None] = []
+    for item in items:
+        if len(keys) == MAX_BATCHES:
+            raise TooManyBatches(MAX_BATCHES)
+        keys.append(await _add(hub, call, item, codec, slices))
+        await slices.breathe()
+    answers = await hub.commit(call)
+    _log_call(call, answers, request)
+    return _answered(answers, keys, request.request_id)
+
+
+# ---- from bytes to the hub
+
+
+def _media_type(content_type: str) -> str:
+    essence = content_type.partition(";")[0].strip().lower()
+    try:
+        return _MEDIA_TYPES[essence]
+    except KeyError:
+        raise UnsupportedMediaType(content_type, (_JSON, _NDJSON, _MSGPACK)) from None
+
+
+def _is_many(body: bytes, media_type: str) -> bool:
+    if media_type == _MSGPACK:
+        return body[:1] in _MSGPACK_ARRAYS
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def _lines(body: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        end = len(body) if end < 0 else end
+        line = body[start:end]
+        if line.strip():
+            yield line
+        start = end + 1
+
+
+def _items(body: bytes, codec: _Codec) -> list[Raw]:
+    if codec is _CODECS[_JSON] and not body.isascii():
+        _check_utf8(body)
+    return _decoded(codec.many, body)
+
+
+async def _add(
+    hub: Hub,
+    call: EmitCall,
+    encoded: bytes | Raw,
+    codec: _Codec,
+    slices: Slices,
+    header_key: str | None = None,
+) -> str | None:
+    """Put one batch into the call, or the answer why not; answers its idempotency key."""
+    try:
+        batch, results = _read_batch(encoded, codec)
+        key = _one_key(batch.idempotency_key, header_key)
+    except TallywireError as refusal:
+        call.answer(refusal)
+        return None
+    await hub.emit_order_batch_update(
+        batch.user_id, batch.strategy_id, results, call=call, slices=slices, idempotency_key=key
+    )
+    return key
+
+
+def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
+    if in_batch is not None and in_header is not None and in_batch != in_header:
+        raise InvalidIdempotencyKey("The header and the batch carry different keys", "$.idempotency_key")
+    return in_header if in_batch is None else in_batch
+
+
+def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult | FieldProblem]]:
+    size_bytes = len(memoryview(encoded))
+    if size_bytes > MAX_BATCH_BYTES:
+        raise BodyTooLarge(MAX_BATCH_BYTES, "The batch")
+    if isinstance(encoded, bytes) and not encoded.isascii() and codec is _CODECS[_JSON]:
+        _check_utf8(encoded)
+    if size_bytes < LAZY_BYTES:
+        try:
+            batch = codec.batch(encoded)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            # Read again result by result: one that cannot be read must not take its neighbours with it.
+            pass
+        else:
+            return batch, batch.batch_results
+    lazy = _decoded(codec.lazy_batch, encoded)
+    return lazy, _each_result(lazy.batch_results, codec)
+
+
+def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult | FieldProblem]:
+    for result in results:
+        try:
+            yield codec.result(result)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            message, path = _said(error)
+            yield FieldProblem(path, message)
+
+
+def _check_utf8(body: bytes) -> None:
+    """RFC 8259, section 8.1. msgspec skips fields that it does not know without reading them."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The body is not UTF-8: {error.reason} at byte {error.start}.") from error
+
+
+def _decoded(decode: Callable[[bytes | Raw], _T], encoded: bytes | Raw) -> _T:
+    try:
+        return decode(encoded)
+    except msgspec.ValidationError as error:
+        message, path = _said(error)
+        raise InvalidBatch(path, message) from error
+    except RecursionError as error:
+        raise MalformedBody("The body is nested too deeply.") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise MalformedBody(f"{error}.") from error
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """What a decoder complains about, and where."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply", "$"
+    message, _, path = str(error).partition(" - at `")
+    return message, path.removesuffix("`") or "$"
+
+
+# ---- from the hub to bytes
+
+
+def _answered(answers: Sequence[Answer], keys: Sequence[str | None], request_id: str) -> list[EmitAnswer]:
+    return [
+        Rejected(problem_of(answer, request_id), UNSET if key is None else key)
+        if isinstance(answer, TallywireError)
+        else answer
+        for answer, key in zip(answers, keys, strict=True)
+    ]
+
+
+def _whose(call: EmitCall, accepted: Sequence[Accepted], batches: int, request_id: str) -> dict[str, object]:
+    """The fields that say whose batch it was; a call of many has no single owner."""
+    if batches > 1 or not call.entries:
+        return {"request_id": request_id, "batches": batches}
+    entry = call.entries[0]
+    return {
+        "user_id": entry.user_id,
+        "strategy_id": entry.strategy_id,
+        "position": accepted[0].position if accepted else None,
+        "request_id": request_id,
+    }
+
+
+def _log_call(call: EmitCall, answers: Sequence[Answer], request: EmitRequest) -> None:
+    """The owner's three lines, one set a call; a call of many logs its sums."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+    fields = _whose(call, accepted, len(answers), request.request_id)
+    sent = [answer for answer in accepted if not answer.duplicate]
+    if sent:
+        summaries = sum(len(answer.summaries) for answer in sent)
+        _log.info(f"Batch aggregation: {summaries} order types", extra=fields)
+        _log.info("📦 Batch SSE sent", extra={**fields, "summaries": summaries})
+    if any(isinstance(answer, Skipped) for answer in answers):
+        _log.info("No successful orders - batch SSE skipped", extra=fields)
+    if len(sent) < len(accepted):
+        _log.info("Batch repeated - nothing sent", extra={**fields, "batches": len(accepted) - len(sent)})
+    refused = Counter(answer.code for answer in answers if isinstance(answer, TallywireError))
+    for code, batches in refused.items():
+        _log.info("Batch refused", extra={**fields, "code": code, "batches": batches})
+
+
+class EmitHandler(BaseHandler):
+    """Reads the request, calls `emit`, writes the answer."""
+
+    def initialize(self, services: Services) -> None:
+        super().initialize(services)
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
+        self._limit_bytes = MAX_NDJSON_BYTES
+
+    def data_received(self, chunk: bytes) -> None:
+        self._size_bytes += len(chunk)
+        if self._size_bytes <= self._limit_bytes:
+            self._pieces.append(chunk)
+        else:
+            self._pieces.clear()
+
+    async def post(self) -> None:
+        headers = self.request.headers
+        content_type = headers.get("Content-Type", "")
+        if self._size_bytes > self._limit_bytes:
+            raise BodyTooLarge(max_body_bytes(content_type))
+        response = await emit(
+            self.services.hub,
+            EmitRequest(content_type, b"".join(self._pieces), headers.get("Idempotency-Key"), self.request_id),
+        )
+        self.set_header("Content-Type", response.content_type)
+        self.finish(response.body)

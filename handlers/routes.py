@@ -1,0 +1,40 @@
+"""The whole HTTP surface on one screen."""
+
+from tornado.web import Application, url
+
+from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
+from handlers.emit import EmitHandler
+from handlers.operations import ConnectionsHandler, KeyHandler, LiveHandler, ReadyHandler
+from handlers.stream import StreamHandler
+
+
+def public(services: Services) -> Application:
+    """What browsers reach. Anything internal is 404 here."""
+    return _application(
+        services,
+        (r"/stream", StreamHandler),
+        (r"/healthz/live", LiveHandler),
+        (r"/healthz/ready", ReadyHandler),
+    )
+
+
+def internal(services: Services) -> Application:
+    """What order services and operators reach."""
+    return _application(
+        services,
+        (r"/internal/emit", EmitHandler),
+        (r"/internal/connections", ConnectionsHandler),
+        (r"/internal/keys/([^/]+)/([^/]+)", KeyHandler),
+        (r"/healthz/live", LiveHandler),
+        (r"/healthz/ready", ReadyHandler),
+    )
+
+
+def _application(services: Services, *routes: tuple[str, type[BaseHandler]]) -> Application:
+    given = {"services": services}
+    return Application(
+        [url(pattern, handler, given) for pattern, handler in routes],
+        default_handler_class=NotFoundHandler,
+        default_handler_args=given,
+        log_function=log_request,
+    )

@@ -1,0 +1,172 @@
+"""GET /stream: from a request to an open connection.
+
+`read_stream_request` says what is asked for, `core.hub.Hub.open` answers; the handler hands the socket over.
+"""
+
+from collections.abc import Sequence
+from email.utils import formatdate
+from typing import get_args
+from urllib.parse import parse_qs
+
+from msgspec import Struct
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
+
+from core.errors import Busy, InvalidQuery, Unavailable
+from core.models import Shape, StreamClosing
+from core.subscriber import StreamOptions, stream_options
+from handlers.base import BaseHandler, identifier
+from handlers.connection import Connection, nothing_behind_the_request
+
+MAX_STRATEGIES = 64
+"""Strategies that one stream may name."""
+
+MAX_QUERY_FIELDS = 128
+PREFLIGHT_SECONDS = 600
+
+STREAM_HEADERS = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("Cache-Control", "no-store, no-transform"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+
+class StreamRequest(Struct, frozen=True):
+    """What a stream asks for. `strategies` None: every one."""
+
+    user_id: int
+    strategies: tuple[int, ...] | None
+    last_event_id: str | None
+    options: StreamOptions
+
+
+def read_stream_request(query: str, last_event_id: str | None, default_shape: Shape, *, chunked: bool) -> StreamRequest:
+    """The request that a query string and a Last-Event-ID header make. Raises InvalidQuery, naming the parameter."""
+    try:
+        given = parse_qs(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError as error:
+        raise InvalidQuery("query", f"more than {MAX_QUERY_FIELDS} parameters") from error
+    return StreamRequest(
+        identifier("user_id", _only(given, "user_id", None)),
+        _strategies(given.get("strategy_id", [])),
+        last_event_id or _only(given, "last_event_id", "") or None,
+        stream_options(
+            _choice(given, "shape", default_shape, get_args(Shape)),
+            _choice(given, "totals", "0", ("0", "1")) == "1",
+            _choice(given, "heartbeat", "comment", ("comment", "event")) == "event",
+            chunked,
+        ),
+    )
+
+
+def _only(given: dict[str, list[str]], name: str, default: str | None) -> str:
+    values = given.get(name, [] if default is None else [default])
+    if not values:
+        raise InvalidQuery(name, "is required")
+    if len(values) > 1:
+        raise InvalidQuery(name, "may stand only once")
+    return values[0]
+
+
+def _choice(given: dict[str, list[str]], name: str, default: str, choices: Sequence[str]) -> str:
+    value = _only(given, name, default)
+    if value not in choices:
+        raise InvalidQuery(name, f"must be one of {', '.join(choices)}")
+    return value
+
+
+def _strategies(values: list[str]) -> tuple[int, ...] | None:
+    if not values:
+        raise InvalidQuery("strategy_id", "is required: one or several ids, or * for every strategy")
+    if "*" in values:
+        if len(values) > 1:
+            raise InvalidQuery("strategy_id", "* stands for every strategy and must stand alone")
+        return None
+    if len(values) > MAX_STRATEGIES:
+        raise InvalidQuery("strategy_id", f"at most {MAX_STRATEGIES} may be named; * stands for every one")
+    return tuple(sorted({identifier("strategy_id", value) for value in values}))
+
+
+class StreamHandler(BaseHandler):
+    """Reads the request, takes the socket over and lets the hub open the stream on it."""
+
+    async def get(self) -> None:
+        request = read_stream_request(
+            self.request.query,
+            self.request.headers.get("Last-Event-ID"),
+            self.services.settings.shape,
+            chunked=self.request.version == "HTTP/1.1",
+        )
+        try:
+            await self._open(request)
+        except Unavailable as refusal:
+            self._refuse_for_load(request.options, refusal)
+
+    def options(self) -> None:
+        """A CORS pre-flight: for clients that set headers themselves, as native EventSource never does."""
+        self.set_status(204)
+        self.set_header("Allow", ", ".join(self.allowed_methods()))
+        if self.services.allows_loopback_origins:
+            self.set_header("Access-Control-Allow-Methods", "GET")
+            self.set_header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, X-Request-Id")
+            self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
+
+    async def _open(self, request: StreamRequest) -> None:
+        hub = self.services.hub
+        if hub.is_full():
+            raise Busy("No further stream may be opened.")
+        async with hub.user(request.user_id) as user:
+            connection = self._take_over(request)
+            if connection is not None:
+                await hub.open(
+                    connection,
+                    user,
+                    request.strategies,
+                    request.last_event_id,
+                    self._response_head(request.options),
+                )
+
+    def _take_over(self, request: StreamRequest) -> Connection | None:
+        """The connection of this request, None when the client has left meanwhile. Raises Busy."""
+        stream: IOStream | None = self.request.connection.stream  # type: ignore[union-attr]  # HTTP1Connection
+        if stream is None or stream.closed():
+            return None
+        # Before letting go of the stream: without a descriptor left, this handler must still be able to answer.
+        try:
+            own = stream.socket.dup()
+        except OSError as error:
+            raise Busy("No descriptor is left for a further stream.") from error
+        self.detach()
+        is_quiet = nothing_behind_the_request(stream)
+        stream.close()
+        if not is_quiet:
+            own.close()
+            return None
+        return Connection(request.user_id, request.options, own, IOLoop.current())
+
+    def _response_head(self, options: StreamOptions) -> bytes:
+        """Status line and headers. Tornado no longer writes on this connection, so we do."""
+        headers = (
+            *STREAM_HEADERS,
+            ("Server", "tallywire"),
+            ("Date", formatdate(usegmt=True)),
+            ("X-Request-Id", self.request_id),
+            *self.cors_headers(),
+            ("Transfer-Encoding", "chunked") if options.chunked else ("Connection", "close"),
+        )
+        return b"HTTP/1.1 200 OK\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers).encode("latin-1") + b"\r\n"
+
+    def _refuse_for_load(self, options: StreamOptions, refusal: Unavailable) -> None:
+        """A native EventSource gives up for good on any status but 200, so it is told to come back within one."""
+        if not _accepts_event_stream(self.request.headers.get("Accept", "")):
+            raise refusal
+        for name, value in STREAM_HEADERS:
+            self.set_header(name, value)
+        unframed = stream_options(options.shape, chunked=False)
+        self.finish(self.services.hub.farewell(unframed, StreamClosing("busy", reconnect=True)))
+
+
+def _accepts_event_stream(accept: str) -> bool:
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return bool(ranges & {"", "*/*", "text/*", "text/event-stream"})

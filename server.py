@@ -1,0 +1,273 @@
+"""The composition root: settings, journal, hub, two applications, listeners, and the way out.
+
+Run `python server.py serve`, or `tallywire serve` once installed.
+"""
+
+import asyncio
+import gc
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+from msgspec import Struct
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from core import settings as known_settings
+from core.cli import tallywire
+from core.hub import Hub, HubLimits
+from core.journal.memory import MemoryJournal
+from core.logs import start_logging
+from core.settings import Settings, SettingsError
+from handlers import routes
+from handlers.base import Services
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted: a crowd that reconnects is not turned away."""
+
+MAX_HEADER_BYTES = 16 * 1024
+PUBLIC_IDLE_SECONDS = 10
+INTERNAL_IDLE_SECONDS = 75
+BODY_SECONDS = 5
+
+KEEPALIVE_IDLE_SECONDS, KEEPALIVE_EVERY_SECONDS, KEEPALIVE_PROBES = 30, 10, 3
+
+GC_THRESHOLDS = (50_000, 20, 100)
+"""Collections are rare and short: a connection leaves no cycles behind, and the default would walk thousands of them
+every few hundred requests."""
+
+_log = logging.getLogger("tallywire.server")
+
+
+class Address(Struct, frozen=True):
+    """HOST:PORT of a listener."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Raises SettingsError."""
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise SettingsError(f"{text!r} is not an address; write HOST:PORT, for example 127.0.0.1:8080")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class Listeners(Struct, frozen=True):
+    """The bound sockets of both listeners."""
+
+    public: list[socket.socket]
+    internal: list[socket.socket]
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then leave in order. `on_ready` gets both base URLs.
+
+    Raises SettingsError when an address cannot be used.
+    """
+    listeners = bind(settings)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _leave_or_quit, stop)
+    hub = build_hub(settings, loop)
+    hub.start()
+    servers = start_servers(settings, hub, listeners)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    on_ready(base_url(listeners.public), base_url(listeners.internal))
+    _log.info("Ready", extra={"public": base_url(listeners.public), "internal": base_url(listeners.internal)})
+    await stop.wait()
+    _log.info("Stopping", extra={"connections": len(hub.registry)})
+    for server in servers:
+        server.stop()
+    await leave(settings, hub, servers)
+    _log.info("Stopped")
+
+
+def build_hub(settings: Settings, loop: asyncio.AbstractEventLoop) -> Hub:
+    """The journal and the use cases on it."""
+    hour_ms = 3_600_000
+    journal = MemoryJournal(
+        loop.call_soon,
+        max_rows=settings.keep_rows,
+        max_age_ms=settings.keep_hours * hour_ms,
+        idempotency_window_ms=settings.idempotency_hours * hour_ms,
+    )
+    limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, settings.max_connections)
+    return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later)
+
+
+def bind(settings: Settings) -> Listeners:
+    """Both listeners. Raises SettingsError, naming the setting and the fix."""
+    public = _bind("public", settings.public_listen, settings)
+    _bound_what_the_kernel_holds(public, settings)
+    return Listeners(public, _bind("internal", settings.internal_listen, settings))
+
+
+def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HTTPServer]:
+    """Accept on both listeners."""
+    is_local = Address.parse(settings.public_listen).is_loopback
+    public = HTTPServer(
+        routes.public(Services(hub, settings, allows_loopback_origins=is_local)),
+        max_header_size=MAX_HEADER_BYTES,
+        idle_connection_timeout=PUBLIC_IDLE_SECONDS,
+        body_timeout=BODY_SECONDS,
+    )
+    internal = HTTPServer(
+        routes.internal(Services(hub, settings, allows_loopback_origins=False)),
+        max_header_size=MAX_HEADER_BYTES,
+        idle_connection_timeout=INTERNAL_IDLE_SECONDS,
+        body_timeout=BODY_SECONDS,
+    )
+    public.add_sockets(listeners.public)
+    internal.add_sockets(listeners.internal)
+    return [public, internal]
+
+
+async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer]) -> None:
+    """Finish what is in flight, tell every stream, and go; cut what is left after `drain_seconds`."""
+    try:
+        async with asyncio.timeout(settings.drain_seconds):
+            await hub.drain()
+            await hub.wait_until_empty()
+    except TimeoutError:
+        _log.warning("Streams cut", extra={"connections": len(hub.registry)})
+        hub.cut()
+    await hub.journal.close()
+    for server in servers:
+        await server.close_all_connections()
+
+
+def base_url(sockets: list[socket.socket]) -> str:
+    """Where a listener can be reached."""
+    host, port = sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
+    address = Address.parse(text)
+    if not address.is_loopback and listener not in settings.insecure:
+        raise SettingsError(
+            f"{listener}_listen is {text}, which others can reach, and nobody would be asked who they are. "
+            f"Listen on 127.0.0.1, or say --insecure={listener} if the network is closed otherwise."
+        )
+    try:
+        return bind_sockets(address.port, address.host, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"{listener}_listen {text}: {error.strerror}. Choose another address with --{listener}-listen."
+        ) from error
+
+
+def _bound_what_the_kernel_holds(sockets: list[socket.socket], settings: Settings) -> None:
+    """Options of the listening sockets, which accepted connections inherit.
+
+    Without a bound the kernel hides thousands of frames of a client that reads nothing; without the time-outs a
+    peer that vanished stays for hours.
+    """
+    options = (
+        ("SOL_SOCKET", "SO_SNDBUF", settings.send_buffer_bytes),
+        ("SOL_SOCKET", "SO_KEEPALIVE", 1),
+        ("IPPROTO_TCP", "TCP_NODELAY", 1),
+        ("IPPROTO_TCP", "TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
+        ("IPPROTO_TCP", "TCP_KEEPINTVL", KEEPALIVE_EVERY_SECONDS),
+        ("IPPROTO_TCP", "TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("IPPROTO_TCP", "TCP_USER_TIMEOUT", settings.stall_seconds * 1000),
+    )
+    for level, name, value in options:
+        try:
+            for sock in sockets:
+                sock.setsockopt(getattr(socket, level), getattr(socket, name), value)
+        except (AttributeError, OSError) as error:
+            _log.warning("Socket option not available", extra={"option": name, "reason": str(error)})
+
+
+def _leave_or_quit(stop: asyncio.Event) -> None:
+    """The first signal leaves in order, the second ends at once."""
+    if stop.is_set():
+        os._exit(1)
+    stop.set()
+
+
+def main() -> None:
+    """The `tallywire` command."""
+    tallywire.add_command(_serve_command())
+    tallywire(prog_name="tallywire")
+
+
+def _serve_command() -> click.Command:
+    options: list[click.Parameter] = [
+        click.Option(["--config"], type=click.Path(path_type=Path), help="TOML file with settings."),
+        click.Option(["--examples"], is_flag=True, help="Print three lines to paste once the server is ready."),
+        *map(_option, known_settings.fields()),
+    ]
+    return click.Command("serve", callback=_run, params=options, help="Run the server.")
+
+
+def _option(field: known_settings.SettingField) -> click.Option:
+    default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    return click.Option(
+        [field.flag],
+        help=f"{field.description}  [{field.variable}; default: {default if default != '' else 'none'}]",
+        type=click.Choice(field.choices) if field.choices else str,
+        multiple=field.is_list,
+    )
+
+
+def _run(config: Path | None, examples: bool, **flags: object) -> None:
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    try:
+        settings = known_settings.load(_read_file(config), os.environ, given)
+        handler = start_logging(settings.log_level, settings.log_format, sys.stderr)
+        try:
+            asyncio.run(serve(settings, on_ready=_print_examples if examples else lambda _public, _internal: None))
+        finally:
+            handler.close()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _read_file(path: Path | None) -> Mapping[str, object]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the settings file {path}: {error}") from error
+
+
+def _print_examples(public: str, internal: str) -> None:
+    batch = (
+        '{"user_id": 7, "strategy_id": 3, "batch_results": ['
+        '{"order_type": "LIMIT", "event_type": "order_created", "success": true}, '
+        '{"order_type": "STOP_LIMIT", "event_type": "order_cancelled", "success": true}]}'
+    )
+    click.echo(
+        f"curl -N '{public}/stream?user_id=7&strategy_id=3'    # watch a stream\n"
+        f"curl {internal}/internal/emit -H 'Content-Type: application/json' -d '{batch}'    # emit a batch\n"
+        f"kill {os.getpid()}    # stop"
+    )
+
+
+if __name__ == "__main__":
+    main()
