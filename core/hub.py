@@ -461,6 +461,8 @@ class Hub:
 
         `strategies` None follows every one. `prologue`: bytes that go before the first event.
         """
+        if subscriber.has_ended:
+            return
         subscriber.epoch = self.journal.epoch
         subscriber.on_closed = self._forget
         judged = self._judge(user, last_event_id)
