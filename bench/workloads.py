@@ -152,6 +152,9 @@ def fanout(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> 
         for bench in benches:
             bench.client.open_streams([key] * sizes.fanout_connections)
         rounds = _interleaved(benches, [emits(bench) for bench in benches], sizes.rounds)
+        for bench in benches:
+            bench.client.reads_in_bursts = False
+        woken = _interleaved(benches, [emits(bench) for bench in benches], sizes.rounds)
     frames, emits_each = sizes.fanout_connections * sizes.fanout_emits, sizes.fanout_emits
     return Section(
         "fan-out",
@@ -159,7 +162,8 @@ def fanout(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> 
         "single emits, each after the last frame of the one before",
         _names(kinds),
         (
-            cost_row("server CPU per frame", "µs", _per(rounds, frames)),
+            cost_row("server CPU per frame, client reads in bursts", "µs", _per(rounds, frames)),
+            cost_row("server CPU per frame, client wakes for each", "µs", _per(woken, frames)),
             plain_row("client CPU per frame", "µs", _client_per(rounds, frames)),
             plain_row("bytes per frame", "B", _each(rounds, lambda c: c.stream_bytes / c.frames)),
             cost_row("emit to last frame", "ms", _each(rounds, lambda c: c.wall_ns / emits_each / 1e6)),

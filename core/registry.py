@@ -93,8 +93,9 @@ class Registry:
             subscriber.keys = user.keys
             user.everything[subscriber] = None
             return
-        subscriber.keys = {strategy_id: user.key(strategy_id) for strategy_id in strategies}
-        for key in subscriber.keys.values():
+        keys = {strategy_id: user.key(strategy_id) for strategy_id in strategies}
+        subscriber.keys = keys[strategies[0]].alone if len(keys) == 1 else keys
+        for key in keys.values():
             key.subscribers[subscriber] = None
 
     def remove(self, subscriber: Subscriber) -> None:

@@ -278,12 +278,12 @@ def keys_of_one_stream_one_by_one() -> Iterator[None]:
         for key in self.behind():
             if self.state is State.READY:
                 frame = self._frame([key])
-                self.marks[key.strategy_id] = key.head
+                self.marks = self.marks | {key.strategy_id: key.head}
                 self.n = key.head.n
-                self._send(frame)
+                self.send(frame)
 
     def only(self: Subscriber, behind: list[StreamKey]) -> bytes:
-        with mock.patch.object(Subscriber, "behind", lambda _self: behind):
+        with mock.patch.object(Subscriber, "behind", return_value=behind):
             return self._encode(f"{self.epoch}-{behind[0].head.n}")
 
     with (
@@ -308,6 +308,7 @@ def trimmed_taken_for_zero() -> Iterator[None]:
 def shared_frame_of_an_older_head() -> Iterator[None]:
     def publish(self: StreamKey, row: Row) -> None:
         self.head = row
+        self.at_head = {row.strategy_id: row}
 
     with mock.patch.object(StreamKey, "publish", publish):
         yield
@@ -318,7 +319,7 @@ def frame_written_over_an_unsent_rest() -> Iterator[None]:
     def send(self: Subscriber, data: bytes) -> None:
         self.transmit(data)
 
-    with mock.patch.object(Subscriber, "_send", send):
+    with mock.patch.object(Subscriber, "send", send):
         yield
 
 
