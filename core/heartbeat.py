@@ -20,20 +20,16 @@ class HeartbeatWheel:
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._slots: list[dict[Subscriber, None]] = [{} for _ in range(SLOTS)]
-        self._slot_of: dict[Subscriber, int] = {}
         self._now = 0
 
     def add(self, subscriber: Subscriber) -> None:
         """Beat for this stream from the next turn on, once a turn."""
-        slot = (self._now - int(self._random() * JITTER * SLOTS)) % SLOTS
-        self._slots[slot][subscriber] = None
-        self._slot_of[subscriber] = slot
+        subscriber.heartbeat_slot = (self._now - int(self._random() * JITTER * SLOTS)) % SLOTS
+        self._slots[subscriber.heartbeat_slot][subscriber] = None
 
     def discard(self, subscriber: Subscriber) -> None:
         """Stop beating; harmless when it never began."""
-        slot = self._slot_of.pop(subscriber, None)
-        if slot is not None:
-            del self._slots[slot][subscriber]
+        self._slots[subscriber.heartbeat_slot].pop(subscriber, None)
 
     def advance(self) -> list[Subscriber]:
         """Turn by one slot; answers who is due."""

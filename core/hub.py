@@ -182,6 +182,8 @@ class Hub:
         self._inbox: deque[Iterator[None]] = deque()
         """Publications in the order of the journal, each a sequence of steps."""
         self._fan_outs: OrderedDict[StreamKey, _FanOut] = OrderedDict()
+        self._on_closed = self._forget
+        """The one bound method that all subscribers share: one each would be 64 bytes a connection."""
         self._is_scheduled = False
         self._waiting_bytes = 0
         self._calls_in_flight = 0
@@ -463,7 +465,7 @@ class Hub:
         if subscriber.has_ended:
             return
         subscriber.epoch = self.journal.epoch
-        subscriber.on_closed = self._forget
+        subscriber.on_closed = self._on_closed
         judged = self._judge(user, last_event_id)
         # Register before reading: a batch published in between would be in neither half.
         self.registry.add(subscriber, user, strategies)

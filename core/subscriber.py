@@ -110,23 +110,23 @@ class StreamKey:
         self.subscribers: dict[Subscriber, None] = {}
         self.alone = {head.strategy_id: self}
         self.at_head = {head.strategy_id: head}
-        self._frames: dict[tuple[int, StreamOptions], bytes] = {}
+        self._frames: dict[tuple[int, StreamOptions], bytes] | None = None
 
     def publish(self, row: Row) -> None:
         """Move the head to a committed row."""
         self.head = row
         self.at_head = {row.strategy_id: row}
-        self._frames.clear()
+        self._frames = None
 
     def shared_frame(self, after: int, options: StreamOptions, encode: Callable[[], bytes]) -> bytes:
         """The frame from `after` to the head: encoded for the first who needs it, shared by the others.
 
         The totals at a position are a fact, so equal `after` and equal options mean equal bytes.
         """
-        frame = self._frames.get((after, options))
+        frame = self._known_frame(after, options)
         if frame is None:
-            if len(self._frames) >= MAX_SHARED_FRAMES:
-                self._frames.clear()
+            if self._frames is None or len(self._frames) >= MAX_SHARED_FRAMES:
+                self._frames = {}
             frame = self._frames[after, options] = encode()
         return frame
 
@@ -152,8 +152,12 @@ class StreamKey:
                 continue
             before = listener.n
             listener.bring_up_to_date()
-            if listener.keys is alone and (shared := self._frames.get((before, listener.options))):
+            shared = self._known_frame(before, listener.options)
+            if listener.keys is alone and shared is not None:
                 after, options, frame = before, listener.options, shared
+
+    def _known_frame(self, after: int, options: StreamOptions) -> bytes | None:
+        return None if self._frames is None else self._frames.get((after, options))
 
 
 class Subscriber:
@@ -169,6 +173,7 @@ class Subscriber:
         "_unsent",
         "epoch",
         "follows_all",
+        "heartbeat_slot",
         "keys",
         "marks",
         "n",
@@ -183,6 +188,7 @@ class Subscriber:
         self.user_id = user_id
         self.options = options
         self.state = State.OPENING
+        self.heartbeat_slot = 0
         self.opened_at = 0.0
         """Monotonic seconds at the first event."""
         self.epoch = ""

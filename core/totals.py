@@ -80,6 +80,10 @@ class Totals(Struct, frozen=True, gc=False):
         return (*changed, *self.summaries[known:])
 
 
+NOTHING = Totals()
+"""The totals of a key before its first batch."""
+
+
 class Row(Struct, frozen=True, gc=False):
     """One accepted batch as the journal keeps it, and at the same time the head of its key after it.
 
@@ -97,7 +101,7 @@ class Row(Struct, frozen=True, gc=False):
     @classmethod
     def before_the_first(cls, user_id: int, strategy_id: int) -> "Row":
         """Where every stream key starts: nothing counted."""
-        return cls(user_id, strategy_id, 0, 0, 0, Totals())
+        return cls(user_id, strategy_id, 0, 0, 0, NOTHING)
 
     def next(self, n: int, accepted_ms: int, batch: Iterable[Summary]) -> "Row":
         """The row of the key's next batch. Raises TooManyOrderTypes."""

@@ -138,6 +138,9 @@ class StreamHandler(BaseHandler):
         except OSError as error:
             raise Busy("No descriptor is left for a further stream.") from error
         self.detach()
+        # finish() would break this cycle. With it each handler, its request and its stream would stay, some 10 KiB,
+        # until the collector runs.
+        del self.ui
         is_quiet = nothing_behind_the_request(stream)
         stream.close()
         if not is_quiet:
