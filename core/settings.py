@@ -113,20 +113,26 @@ def load(file: Mapping[str, object], environment: Mapping[str, str], flags: Mapp
     """The settings that apply. Raises SettingsError, naming the source, the setting and what it expects."""
     values: dict[str, object] = {}
     for source, given in (
-        ("the settings file", file),
-        ("the environment", _from_environment(environment)),
-        ("the command line", flags),
+        ("{name} in the settings file", file),
+        ("{variable} in the environment", _from_environment(environment)),
+        ("{flag} on the command line", flags),
     ):
-        _check(source, given)
+        for name, value in given.items():
+            _check(source, name, value)
         values |= given
     return convert(values, Settings, strict=False)
 
 
-def _check(source: str, given: Mapping[str, object]) -> None:
+def _check(source: str, name: str, value: object) -> None:
+    setting = SettingField(name, "", None, (), is_list=False)
+    where = source.format(name=name, variable=setting.variable, flag=setting.flag)
+    if name not in Settings.__struct_fields__:
+        raise SettingsError(f"{where} is no setting. `tallywire serve --help` lists every one.")
     try:
-        convert(dict(given), Settings, strict=False)
+        convert({name: value}, Settings, strict=False)
     except ValidationError as error:
-        raise SettingsError(f"{source}: {error}. `serve --help` lists every setting.") from error
+        message = str(error).partition(" - at `")[0]
+        raise SettingsError(f"{where} is {value!r}: {message}. `tallywire serve --help` says more.") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:

@@ -269,15 +269,8 @@ class Subscriber:
 
     def bring_up_to_date(self) -> None:
         """The one act. Does nothing unless the stream is READY and a key of it has moved."""
-        if self.state is not State.READY:
-            return
-        behind = self.behind()
-        if not behind:
-            return
-        frame = self._frame(behind)
-        self.n = self._last(behind)
-        self.marks = self._marks_with(behind)
-        self.send(frame)
+        if self.state is State.READY and (behind := self.behind()):
+            self.send(self._take(behind))
 
     def heartbeat(self, now_ms: int) -> None:
         """Show that the stream is alive. Nothing is written to one that is not READY: it would only queue."""
@@ -323,18 +316,18 @@ class Subscriber:
         self.bring_up_to_date()
 
     def finish(self, farewell: bytes) -> None:
-        """End the stream from our side: what is unsent, then `farewell`, then the end."""
+        """End the stream from our side: what is unsent, what is owed, then `farewell`, then the end."""
         if self.state is State.OPENING:
             self.close("draining")
-        self.bring_up_to_date()
         if self.has_ended:
             return
-        unsent = self._unsent
+        unsent = b"" if self._unsent is None else bytes(self._unsent)
+        behind = self.behind()
+        owed = self._take(behind) if behind else b""
         self._move(State.CLOSING)
-        self._unsent = memoryview(farewell if unsent is None else bytes(unsent) + farewell)
-        if unsent is None:
-            self.watch_writable(True)
-            self.continue_sending()
+        self._unsent = memoryview(unsent + owed + farewell)
+        self.watch_writable(True)
+        self.continue_sending()
 
     def close(self, reason: CloseReason) -> None:
         """End the stream at once; harmless when it has ended."""
@@ -352,6 +345,13 @@ class Subscriber:
         if to not in _MOVES[self.state]:
             raise AssertionError(f"{self.state} -> {to}")
         self.state = to
+
+    def _take(self, behind: list[StreamKey]) -> bytes:
+        """The frame that brings this stream up to date, its marks moved: whoever takes it must send it."""
+        frame = self._frame(behind)
+        self.n = self._last(behind)
+        self.marks = self._marks_with(behind)
+        return frame
 
     def _marks_with(self, behind: list[StreamKey]) -> dict[int, Row]:
         if self.keys is behind[0].alone:

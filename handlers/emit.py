@@ -106,6 +106,17 @@ class EmitRequest(Struct, frozen=True):
     request_id: str
 
 
+class _Label(Struct, frozen=True, gc=False):
+    """Whose a batch is, for its answer and the log."""
+
+    user_id: int | None = None
+    strategy_id: int | None = None
+    idempotency_key: str | None = None
+
+
+_UNREADABLE = _Label()
+
+
 class EmitResponse(Struct, frozen=True):
     """A 200. Refusals of a whole call are raised instead."""
 
@@ -140,9 +151,9 @@ async def emit(hub: Hub, request: EmitRequest) -> EmitResponse:
 
 
 async def _emit_one(hub: Hub, call: EmitCall, codec: _Codec, request: EmitRequest) -> EmitAnswer:
-    await _add(hub, call, request.body, codec, Slices(perf_counter), request.idempotency_key)
+    label = await _add(hub, call, request.body, codec, Slices(perf_counter), request.idempotency_key)
     answers = await hub.commit(call)
-    _log_call(call, answers, request)
+    _log_call(answers, [label], request.request_id)
     answer = answers[0]
     if isinstance(answer, TallywireError):
         raise answer
@@ -158,15 +169,15 @@ async def _emit_many(
             "Idempotency-Key",
         )
     slices = Slices(perf_counter)
-    keys: list[str | None] = []
+    labels: list[_Label] = []
     for item in items:
-        if len(keys) == MAX_BATCHES:
+        if len(labels) == MAX_BATCHES:
             raise TooManyBatches(MAX_BATCHES)
-        keys.append(await _add(hub, call, item, codec, slices))
+        labels.append(await _add(hub, call, item, codec, slices))
         await slices.breathe()
     answers = await hub.commit(call)
-    _log_call(call, answers, request)
-    return _answered(answers, keys, request.request_id)
+    _log_call(answers, labels, request.request_id)
+    return _answered(answers, labels, request.request_id)
 
 
 # ---- from bytes to the hub
@@ -210,18 +221,18 @@ async def _add(
     codec: _Codec,
     slices: Slices,
     header_key: str | None = None,
-) -> str | None:
-    """Put one batch into the call, or the answer why not; answers its idempotency key."""
+) -> _Label:
+    """Put one batch into the call, or the answer why not; answers whose it is."""
     try:
         batch, results = _read_batch(encoded, codec)
         key = _one_key(batch.idempotency_key, header_key)
     except TallywireError as refusal:
         call.answer(refusal)
-        return None
+        return _UNREADABLE
     await hub.emit_order_batch_update(
         batch.user_id, batch.strategy_id, results, call=call, slices=slices, idempotency_key=key
     )
-    return key
+    return _Label(batch.user_id, batch.strategy_id, key)
 
 
 def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
@@ -288,35 +299,22 @@ def _said(error: Exception) -> tuple[str, str]:
 # ---- from the hub to bytes
 
 
-def _answered(answers: Sequence[Answer], keys: Sequence[str | None], request_id: str) -> list[EmitAnswer]:
+def _answered(answers: Sequence[Answer], labels: Sequence[_Label], request_id: str) -> list[EmitAnswer]:
     return [
-        Rejected(problem_of(answer, request_id), UNSET if key is None else key)
+        Rejected(problem_of(answer, request_id), label.idempotency_key or UNSET)
         if isinstance(answer, TallywireError)
         else answer
-        for answer, key in zip(answers, keys, strict=True)
+        for answer, label in zip(answers, labels, strict=True)
     ]
 
 
-def _whose(call: EmitCall, accepted: Sequence[Accepted], batches: int, request_id: str) -> dict[str, object]:
-    """The fields that say whose batch it was; a call of many has no single owner."""
-    if batches > 1 or not call.entries:
-        return {"request_id": request_id, "batches": batches}
-    entry = call.entries[0]
-    return {
-        "user_id": entry.user_id,
-        "strategy_id": entry.strategy_id,
-        "position": accepted[0].position if accepted else None,
-        "request_id": request_id,
-    }
-
-
-def _log_call(call: EmitCall, answers: Sequence[Answer], request: EmitRequest) -> None:
+def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: str) -> None:
     """The owner's three lines, one set a call; a call of many logs its sums."""
     if not _log.isEnabledFor(logging.INFO):
         return
     accepted = [answer for answer in answers if isinstance(answer, Accepted)]
-    fields = _whose(call, accepted, len(answers), request.request_id)
     sent = [answer for answer in accepted if not answer.duplicate]
+    fields = _log_fields(labels, accepted, request_id)
     if sent:
         summaries = sum(len(answer.summaries) for answer in sent)
         _log.info(f"Batch aggregation: {summaries} order types", extra=fields)
@@ -324,10 +322,20 @@ def _log_call(call: EmitCall, answers: Sequence[Answer], request: EmitRequest) -
     if any(isinstance(answer, Skipped) for answer in answers):
         _log.info("No successful orders - batch SSE skipped", extra=fields)
     if len(sent) < len(accepted):
-        _log.info("Batch repeated - nothing sent", extra={**fields, "batches": len(accepted) - len(sent)})
-    refused = Counter(answer.code for answer in answers if isinstance(answer, TallywireError))
-    for code, batches in refused.items():
-        _log.info("Batch refused", extra={**fields, "code": code, "batches": batches})
+        _log.info("Batch repeated - nothing sent", extra={**fields, "repeated": len(accepted) - len(sent)})
+    for code, refused in Counter(answer.code for answer in answers if isinstance(answer, TallywireError)).items():
+        _log.info("Batch refused", extra={**fields, "code": code, "refused": refused})
+
+
+def _log_fields(labels: Sequence[_Label], accepted: Sequence[Accepted], request_id: str) -> dict[str, object]:
+    if len(labels) != 1:
+        return {"request_id": request_id, "batches": len(labels)}
+    return {
+        "user_id": labels[0].user_id,
+        "strategy_id": labels[0].strategy_id,
+        "position": accepted[0].position if accepted else None,
+        "request_id": request_id,
+    }
 
 
 class EmitHandler(BaseHandler):

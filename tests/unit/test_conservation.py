@@ -284,7 +284,7 @@ def keys_of_one_stream_one_by_one() -> Iterator[None]:
 
     def only(self: Subscriber, behind: list[StreamKey]) -> bytes:
         with mock.patch.object(Subscriber, "behind", return_value=behind):
-            return self._encode(f"{self.epoch}-{behind[0].head.n}")
+            return self._encode(behind)
 
     with (
         mock.patch.object(Subscriber, "bring_up_to_date", one_by_one),
