@@ -214,7 +214,7 @@ class Streams(RuleBasedStateMachine):
 
 
 def run(max_examples: int, steps: int = 40, phases: Sequence[Phase] = tuple(Phase)) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Streams,
         settings=settings(
             max_examples=max_examples,
