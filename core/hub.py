@@ -295,11 +295,11 @@ class Hub:
         """Journal the call in one transaction, publish it, and answer its batches in their order.
 
         Raises OutcomeUnknown when the journal could not confirm the commit; nothing is published then.
-        A caller that goes away does not undo it.
+        Cancelling it stops the waiting, not the commit.
         """
         if call.entries:
             self.journal.submit(call)
-            await asyncio.shield(call.resolved)
+            await call.resolved
         return [answer for answer in call.answers if answer is not None]
 
     # Publish.
