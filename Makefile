@@ -31,16 +31,17 @@ clean:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Tallywire needs Python 3.11 or later; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run-installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.test-installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.run-installed
 
 tests/e2e/node_modules/.installed: tests/e2e/package.json tests/e2e/package-lock.json
-	cd tests/e2e && npm ci --silent --no-audit --no-fund
+	@cd tests/e2e && npm ci --silent --no-audit --no-fund
 	@touch $@
