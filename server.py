@@ -34,7 +34,11 @@ BACKLOG = 4096
 
 MAX_HEADER_BYTES = 16 * 1024
 PUBLIC_IDLE_SECONDS = 10
+"""For a request's headers to arrive, and between two requests: a browser's stream needs one request."""
+
 INTERNAL_IDLE_SECONDS = 75
+"""The same for order services, which keep connections open between emits; longer than most clients' own limit."""
+
 BODY_SECONDS = 5
 
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_EVERY_SECONDS, KEEPALIVE_PROBES = 30, 10, 3
@@ -120,7 +124,7 @@ def build_hub(settings: Settings, loop: asyncio.AbstractEventLoop) -> Hub:
 def bind(settings: Settings) -> Listeners:
     """Both listeners. Raises SettingsError, naming the setting and the fix."""
     public = _bind("public", settings.public_listen, settings)
-    _bound_what_the_kernel_holds(public, settings)
+    _bound_kernel_buffers(public, settings)
     return Listeners(public, _bind("internal", settings.internal_listen, settings))
 
 
@@ -146,13 +150,7 @@ def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HT
 
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer]) -> None:
     """Finish what is in flight, tell every stream, and go; cut what is left after `drain_seconds`."""
-    try:
-        async with asyncio.timeout(settings.drain_seconds):
-            await hub.drain()
-            await hub.wait_until_empty()
-    except TimeoutError:
-        _log.warning("Streams cut", extra={"connections": len(hub.registry)})
-        hub.cut()
+    await hub.drain(settings.drain_seconds)
     await hub.journal.close()
     for server in servers:
         await server.close_all_connections()
@@ -179,7 +177,7 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
         ) from error
 
 
-def _bound_what_the_kernel_holds(sockets: list[socket.socket], settings: Settings) -> None:
+def _bound_kernel_buffers(sockets: list[socket.socket], settings: Settings) -> None:
     """Options of the listening sockets, which accepted connections inherit.
 
     Without a bound the kernel hides thousands of frames of a client that reads nothing; without the time-outs a

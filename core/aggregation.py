@@ -65,10 +65,3 @@ class Aggregation:
 
     def _reject(self, index: int, field: str, message: str) -> None:
         self.invalid.append(FieldProblem(f"$.batch_results[{index}].{field}", message))
-
-
-def aggregate(results: Iterable[BatchResult | FieldProblem]) -> Aggregation:
-    """The aggregation of a whole batch at once."""
-    aggregation = Aggregation()
-    aggregation.add(results)
-    return aggregation

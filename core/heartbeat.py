@@ -8,10 +8,7 @@ from collections.abc import Callable
 from core.subscriber import Subscriber
 
 SLOTS = 150
-"""Slots of one turn: at 15 s a tenth of a second each, so that 10,000 streams beat in groups of 67."""
-
-JITTER = 0.2
-"""A stream's first heartbeat comes up to this part of a period early, so that a crowd does not stay in step."""
+"""Slots of one turn: at 15 s a tenth of a second each, so that 10,000 streams beat in groups of about 67."""
 
 
 class HeartbeatWheel:
@@ -23,8 +20,11 @@ class HeartbeatWheel:
         self._now = 0
 
     def add(self, subscriber: Subscriber) -> None:
-        """Beat for this stream from the next turn on, once a turn."""
-        subscriber.heartbeat_slot = (self._now - int(self._random() * JITTER * SLOTS)) % SLOTS
+        """Beat for this stream once a turn, from somewhere within the next one on.
+
+        Anywhere: a crowd that came at once would otherwise be due at once, for ever.
+        """
+        subscriber.heartbeat_slot = int(self._random() * SLOTS)
         self._slots[subscriber.heartbeat_slot][subscriber] = None
 
     def discard(self, subscriber: Subscriber) -> None:

@@ -1,86 +1,63 @@
-"""The use cases: emit a batch, open a stream, drain. The only place where commits become frames.
-
-Order of things, per committed batch and in one step of the loop: publish its head, write to its connections until
-the step's time is spent, resolve its answer. Connections that were not reached lag, by definition, and are served in
-later steps, round robin over stream keys. Nothing here knows a socket, a driver of the journal, or Tornado.
-"""
+"""The use cases: emit a batch, open a stream, drain. No socket, no driver of the journal and no Tornado in here."""
 
 import asyncio
 import logging
 import random
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 
 from msgspec import UNSET, Struct
-from msgspec.structs import replace
 
 from core.aggregation import Aggregation
 from core.errors import (
     Busy,
     Draining,
     FieldProblem,
+    InternalError,
     InvalidIdempotencyKey,
     InvalidResults,
     StrategyIdMissing,
     TallywireError,
-    TooManyResults,
 )
 from core.heartbeat import SLOTS, HeartbeatWheel
 from core.journal.base import Commit, Entry, IdempotencyKey, Journal, Load, Outcome, Recorded
 from core.models import (
     Accepted,
     BatchResult,
-    ConnectionFacts,
-    ConnectionsReport,
-    KeyFacts,
+    ClosingReason,
     OrderBatchEvent,
     ResetReason,
     Skipped,
-    Strategies,
     StrategyTotals,
     StreamClosing,
     StreamOpen,
     StreamReset,
-    iso_timestamp,
 )
+from core.publisher import Publisher, Slices
 from core.registry import Registry, User
-from core.sse import LAST_CHUNK
-from core.subscriber import (
-    CloseReason,
-    State,
-    StreamKey,
-    StreamOptions,
-    Subscriber,
-    encode_framed_control,
-)
+from core.sse import encode_control
+from core.subscriber import CloseReason, StreamOptions, Subscriber, encode_framed_control
 from core.totals import Position, Row
 
-MAX_RESULTS = 10_000
-"""Results of one batch."""
-
-MAX_WAITING_BYTES = 64 * 2**20
-"""Emits that wait for their commit, as bodies. Beyond it new calls are told to come back: memory stays bounded when
-the journal is slower than the callers."""
-
-STEP_SECONDS = 0.002
-"""How long one step may publish and write before others on the loop get their turn."""
+MAX_HELD_BYTES = 64 * 2**20
+"""Bodies of emits that are being received or wait for their commit. Beyond it callers are told to come back: memory
+stays bounded when the journal is slower than they are."""
 
 COUNT_PORTION = 256
 """Results counted between two looks at the clock: about 0.2 ms."""
 
-WRITES_BETWEEN_LOOKS = 64
-"""Connections written to between two looks at the clock: about half a millisecond."""
-
 MAX_IDEMPOTENCY_KEY = 128
 
-SLOWEST_LISTED = 20
-
-_log = logging.getLogger("tallywire.stream")
+DRAIN_RETRY_MS_EACH = 1
+"""Streams that end together are told to come back over a time that grows with their number: 1,000 a second."""
 
 Answer = Accepted | Skipped | TallywireError
+
+_log = logging.getLogger("tallywire.stream")
 
 
 class HubLimits(Struct, frozen=True):
@@ -92,26 +69,53 @@ class HubLimits(Struct, frozen=True):
     max_connections: int
 
 
+class Intake:
+    """One emit on its way in: it holds its bytes, and a shutdown waits for it, until it is released."""
+
+    __slots__ = ("_hub", "_is_released", "held_bytes")
+
+    def __init__(self, hub: "Hub") -> None:
+        self._hub = hub
+        self._is_released = False
+        self.held_bytes = 0
+
+    def hold(self, size_bytes: int) -> None:
+        """Take on some more of the body. Raises Busy when all emits together hold too much."""
+        if self._hub.held_bytes + size_bytes > MAX_HELD_BYTES:
+            raise Busy(f"Emits of {self._hub.held_bytes} bytes wait for their commit.")
+        self.held_bytes += size_bytes
+        self._hub.held_bytes += size_bytes
+
+    def release(self) -> None:
+        """The answer has been written, or nobody waits for it; harmless the second time."""
+        if not self._is_released:
+            self._is_released = True
+            self._hub.held_bytes -= self.held_bytes
+            self._hub.end_intake(self)
+
+
 class EmitCall(Commit):
     """One call of an order service: its batches are committed together and answered together, in their order."""
 
-    __slots__ = ("answers", "caller", "places", "resolved", "size_bytes")
+    __slots__ = ("answers", "caller", "pending", "resolved")
 
-    def __init__(self, caller: str, size_bytes: int) -> None:
+    def __init__(self, caller: str) -> None:
         super().__init__()
         self.caller = caller
-        self.size_bytes = size_bytes
         self.answers: list[Answer | None] = []
-        self.places: list[_Place] = []
-        """For each entry, which answer it will give and what that answer repeats from the request."""
+        self.pending: list[_Pending] = []
+        """For each entry, what its answer needs beside the outcome."""
         self.resolved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def answer(self, answer: Answer) -> None:
-        """Answer the next batch without the journal."""
-        self.answers.append(answer)
+    def fail(self, error: TallywireError) -> None:
+        """Answer the whole call with an error, if somebody still waits."""
+        if not self.resolved.done():
+            self.resolved.set_exception(error)
 
 
-class _Place(Struct, frozen=True, gc=False):
+class _Pending(Struct, frozen=True, gc=False):
+    """An answer that waits for its commit: which one of the call's, and what it repeats from the request."""
+
     index: int
     invalid: tuple[FieldProblem, ...]
     idempotency_key: str | None
@@ -123,33 +127,6 @@ class _UserLoad(Load):
     def __init__(self, user_id: int) -> None:
         super().__init__(user_id)
         self.loaded: asyncio.Future[User] = asyncio.get_running_loop().create_future()
-
-
-class _FanOut:
-    """One pass over the connections of a stream key. `again`: the head moved on behind the pass."""
-
-    __slots__ = ("again", "key", "next", "targets")
-
-    def __init__(self, key: StreamKey, targets: list[Subscriber]) -> None:
-        self.key = key
-        self.targets = targets
-        self.next = 0
-        self.again = False
-
-
-class Slices:
-    """Lets long work on the loop breathe: `breathe` gives way when the slice is used up."""
-
-    def __init__(self, clock: Callable[[], float], seconds: float = STEP_SECONDS) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._until = clock() + seconds
-
-    async def breathe(self) -> None:
-        """Give way to everything else that is due, if this slice is used up."""
-        if self._clock() > self._until:
-            await asyncio.sleep(0)
-            self._until = self._clock() + self._seconds
 
 
 class Hub:
@@ -171,50 +148,42 @@ class Hub:
         self.journal = journal
         self.limits = limits
         self.registry = Registry()
+        self.slices = Slices(clock)
+        self.clock = clock
         self.closed: Counter[str] = Counter()
         """Ended streams by reason, since the start."""
+        self.held_bytes = 0
         self.is_draining = False
-        self._call_soon = call_soon
         self._call_later = call_later
-        self._clock = clock
         self._now_ms = now_ms
+        self._publisher = Publisher(
+            coalesce_ms=limits.coalesce_ms, call_soon=call_soon, call_later=call_later, clock=clock
+        )
         self._wheel = HeartbeatWheel(random.random)
-        self._inbox: deque[Iterator[None]] = deque()
-        """Publications in the order of the journal, each a sequence of steps."""
-        self._fan_outs: OrderedDict[StreamKey, _FanOut] = OrderedDict()
         self._on_closed = self._forget
         """The one bound method that all subscribers share: one each would be 64 bytes a connection."""
-        self._is_scheduled = False
-        self._waiting_bytes = 0
-        self._calls_in_flight = 0
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
-        self._is_empty = asyncio.Event()
+        self._intakes: set[Intake] = set()
+        self._no_intakes = asyncio.Event()
+        self._no_streams = asyncio.Event()
 
     def start(self) -> None:
         """Begin to take deliveries from the journal and to beat."""
         self.journal.start(self._deliver)
         self._beat()
 
-    # Emit.
-
-    @contextmanager
-    def call(self, caller: str, size_bytes: int = 0) -> Iterator[EmitCall]:
-        """A call to put batches into, then to `commit`. Raises Busy and Draining."""
+    def begin_intake(self) -> Intake:
+        """An emit begins to arrive. Raises Draining."""
         if self.is_draining:
             raise Draining
-        if self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
-            raise Busy(f"{self._waiting_bytes} bytes of emits wait for their commit.")
-        self._waiting_bytes += size_bytes
-        self._calls_in_flight += 1
-        self._is_idle.clear()
-        try:
-            yield EmitCall(caller, size_bytes)
-        finally:
-            self._waiting_bytes -= size_bytes
-            self._calls_in_flight -= 1
-            if not self._calls_in_flight:
-                self._is_idle.set()
+        intake = Intake(self)
+        self._intakes.add(intake)
+        return intake
+
+    def end_intake(self, intake: Intake) -> None:
+        """See `Intake.release`."""
+        self._intakes.discard(intake)
+        if not self._intakes:
+            self._no_intakes.set()
 
     async def emit_order_batch_update(
         self,
@@ -223,28 +192,21 @@ class Hub:
         batch_results: Iterable[BatchResult | FieldProblem],
         *,
         call: EmitCall,
-        slices: Slices | None = None,
         idempotency_key: str | None = None,
     ) -> None:
         """Count a batch and put it into `call`; its answer stands in `call.answers` after the commit.
 
-        `batch_results` may be lazy: it is read in portions, with `slices` giving way in between.
+        `batch_results` may be lazy: it is read in portions, giving way in between.
         """
         aggregation = Aggregation()
-        results = iter(batch_results)
+        # Without a strategy nothing is counted, whatever the results are.
+        results = iter(batch_results if strategy_id else ())
         while portion := list(islice(results, COUNT_PORTION)):
             aggregation.add(portion)
-            if slices is not None:
-                await slices.breathe()
-            if aggregation.seen > MAX_RESULTS:
-                call.answer(TooManyResults(aggregation.seen + sum(1 for _ in results), MAX_RESULTS))
-                return
-        if not strategy_id:
-            call.answer(StrategyIdMissing())
-            return
+            await self.slices.breathe()
         summaries = aggregation.summaries
         if not summaries and aggregation.invalid:
-            call.answer(InvalidResults(tuple(aggregation.invalid)))
+            call.answers.append(InvalidResults(tuple(aggregation.invalid)))
             return
         self.emit_order_batch_event(
             OrderBatchEvent(summaries, strategy_id, user_id, self._now_ms()),
@@ -268,17 +230,16 @@ class Hub:
         A missing strategy is blocked and empty summaries are skipped: neither reaches the journal.
         """
         if not event.strategy_id:
-            call.answer(StrategyIdMissing())
+            call.answers.append(StrategyIdMissing())
             return
         if idempotency_key is not None and not _is_usable(idempotency_key):
-            call.answer(
-                InvalidIdempotencyKey("An idempotency key is 1 to 128 printable ASCII characters", "$.idempotency_key")
-            )
+            message = f"An idempotency key is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+            call.answers.append(InvalidIdempotencyKey(message, "$.idempotency_key"))
             return
         if not event.summaries:
-            call.answer(Skipped("no_successful_orders", ignored, idempotency_key or UNSET))
+            call.answers.append(Skipped("no_successful_orders", ignored, idempotency_key or UNSET))
             return
-        call.places.append(_Place(len(call.answers), invalid, idempotency_key))
+        call.pending.append(_Pending(len(call.answers), invalid, idempotency_key))
         call.answers.append(None)
         call.entries.append(
             Entry(
@@ -302,135 +263,63 @@ class Hub:
             await call.resolved
         return [answer for answer in call.answers if answer is not None]
 
-    # Publish.
-
     def _deliver(self, finished: Sequence[Commit | Load]) -> None:
+        steps: list[Callable[[], None]] = []
         for work in finished:
             if isinstance(work, EmitCall):
-                self._inbox.append(self._publish_call(work))
+                steps += self._steps_of(work)
             elif isinstance(work, _UserLoad):
-                self._inbox.append(self._finish_load(work))
-        self._step()
+                steps.append(partial(self._finish_load, work))
+        self._publisher.publish(steps)
 
-    def _step(self) -> None:
-        """Publish what the journal delivered, then serve who was not reached; at most STEP_SECONDS each."""
-        deadline = self._clock() + STEP_SECONDS
-        while self._inbox:
-            if self._advance(self._inbox[0]):
-                self._inbox.popleft()
-            if self._clock() > deadline:
-                break
-        deadline = self._clock() + STEP_SECONDS
-        while self._fan_outs and self._clock() <= deadline:
-            key, fan_out = self._fan_outs.popitem(last=False)
-            if not self._serve(fan_out, deadline):
-                self._fan_outs[key] = fan_out
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if (self._inbox or self._fan_outs) and not self._is_scheduled:
-            self._is_scheduled = True
-            self._call_soon(self._scheduled_step)
-
-    def _scheduled_step(self) -> None:
-        self._is_scheduled = False
-        self._step()
-
-    @staticmethod
-    def _advance(steps: Iterator[None]) -> bool:
-        """Take one step; answers whether that was the last."""
-        return next(steps, StopIteration) is StopIteration
-
-    def _publish_call(self, call: EmitCall) -> Iterator[None]:
+    def _steps_of(self, call: EmitCall) -> list[Callable[[], None]]:
         """One step a batch; the answer goes with the last one."""
         if call.failure is not None:
-            if not call.resolved.done():
-                call.resolved.set_exception(call.failure)
-            return
-        last = len(call.places) - 1
-        for index, (place, outcome) in enumerate(zip(call.places, call.outcomes, strict=True)):
-            call.answers[place.index] = self._publish(call.entries[index], place, outcome)
-            if index != last:
-                yield
-        if not call.resolved.done():
+            _log.error("Commit failed", extra={"batches": len(call.entries)})
+            return [partial(call.fail, call.failure)]
+        last = len(call.outcomes) - 1
+        return [
+            partial(self._publish, call, index, outcome, is_last=index == last)
+            for index, outcome in enumerate(call.outcomes)
+        ]
+
+    def _publish(self, call: EmitCall, index: int, outcome: Outcome, *, is_last: bool) -> None:
+        try:
+            pending = call.pending[index]
+            call.answers[pending.index] = self._answer(call.entries[index], pending, outcome)
+        except Exception:
+            call.fail(InternalError())
+            raise
+        if is_last and not call.resolved.done():
             call.resolved.set_result(None)
 
-    def _publish(self, entry: Entry, place: _Place, outcome: Outcome) -> Answer:
+    def _answer(self, entry: Entry, pending: _Pending, outcome: Outcome) -> Answer:
+        """Publish the head, write to its connections, and say so."""
         if not isinstance(outcome, Recorded):
             return outcome
         user = self.registry.user(entry.user_id)
         connections = 0
         if user is not None:
-            key = user.key(entry.strategy_id)
-            connections = len(key.subscribers) + len(user.everything)
+            connections = user.count_listeners(entry.strategy_id)
             if outcome.row is not None:
-                self._announce(user, user.publish(outcome.row))
+                self._publisher.announce(user, user.publish(outcome.row))
         return Accepted(
             self._position(outcome.n),
             outcome.summaries,
             connections,
             outcome.ignored,
             outcome.row is None,
-            place.invalid or UNSET,
-            UNSET if place.idempotency_key is None else place.idempotency_key,
+            pending.invalid or UNSET,
+            UNSET if pending.idempotency_key is None else pending.idempotency_key,
         )
 
-    def _announce(self, user: User, key: StreamKey) -> None:
-        """Bring everyone who listens up to date, now or at the end of the user's open window."""
-        if user.undelivered is not None:
-            user.undelivered[key] = None
-            return
-        if self.limits.coalesce_ms:
-            self._open_window(user)
-        self._fan_out(user, key, self._clock() + STEP_SECONDS)
-
-    def _open_window(self, user: User) -> None:
-        user.undelivered = {}
-        self._call_later(self.limits.coalesce_ms / 1000, lambda: self._close_window(user))
-
-    def _close_window(self, user: User) -> None:
-        undelivered, user.undelivered = user.undelivered, None
-        if not undelivered:
-            return
-        self._open_window(user)
-        for key in undelivered:
-            self._fan_out(user, key, self._clock() + STEP_SECONDS)
-        self._schedule()
-
-    def _fan_out(self, user: User, key: StreamKey, deadline: float) -> None:
-        listeners = user.listeners(key)
-        if not listeners:
-            return
-        running = self._fan_outs.get(key)
-        if running is not None:
-            # Go on where the pass stands: starting over would starve the end of a long list.
-            running.again = True
-            return
-        fan_out = _FanOut(key, listeners)
-        if not self._serve(fan_out, deadline):
-            self._fan_outs[key] = fan_out
-
-    def _serve(self, fan_out: _FanOut, deadline: float) -> bool:
-        """Go on with a pass until `deadline`; answers whether it is complete."""
-        targets, index = fan_out.targets, fan_out.next
-        while index < len(targets):
-            fan_out.key.bring_up_to_date(targets[index : index + WRITES_BETWEEN_LOOKS])
-            index += WRITES_BETWEEN_LOOKS
-            if index < len(targets) and self._clock() > deadline:
-                fan_out.next = index
-                return False
-        if not fan_out.again:
-            return True
-        fan_out.again, fan_out.next = False, 0
-        return False
-
-    # Open.
+    def is_full(self) -> bool:
+        """No further stream may be opened."""
+        return len(self.registry) >= self.limits.max_connections
 
     @asynccontextmanager
-    async def user(self, user_id: int) -> AsyncIterator[User]:
-        """The user's published state, kept as long as the block runs. Raises Draining."""
-        if self.is_draining:
-            raise Draining
+    async def holding(self, user_id: int) -> AsyncIterator[User]:
+        """The user's published state, kept as long as the block runs. Raises Busy and Draining."""
         user = self.registry.user(user_id)
         if user is not None:
             self.registry.hold(user)
@@ -439,40 +328,42 @@ class Hub:
             self.journal.submit(load)
             user = await load.loaded
         try:
+            # After the load: a stream that registered behind the last farewell would never be told to go.
+            if self.is_draining:
+                raise Draining
+            if self.is_full():
+                raise Busy("No further stream may be opened.")
             yield user
         finally:
             self.registry.let_go(user)
 
-    def _finish_load(self, load: _UserLoad) -> Iterator[None]:
-        if not load.loaded.cancelled():
-            user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads)
-            self.registry.hold(user)
-            load.loaded.set_result(user)
-        yield from ()
+    def _finish_load(self, load: _UserLoad) -> None:
+        if load.loaded.cancelled():
+            return
+        if load.failure is not None:
+            load.loaded.set_exception(load.failure)
+            return
+        user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads)
+        self.registry.hold(user)
+        load.loaded.set_result(user)
 
     async def open(
-        self,
-        subscriber: Subscriber,
-        user: User,
-        strategies: tuple[int, ...] | None,
-        last_event_id: str | None,
-        prologue: bytes = b"",
+        self, subscriber: Subscriber, user: User, strategies: tuple[int, ...] | None, last_event_id: str | None
     ) -> None:
         """Start a stream: judge the position, register, read the totals there, then write the first event.
 
-        `strategies` None follows every one. `prologue`: bytes that go before the first event.
+        `strategies` None follows every one. When the journal is too busy to read the totals, the stream is told so
+        and ends.
         """
-        if subscriber.has_ended:
-            return
         subscriber.epoch = self.journal.epoch
         subscriber.on_closed = self._on_closed
         judged = self._judge(user, last_event_id)
         # Register before reading: a batch published in between would be in neither half.
         self.registry.add(subscriber, user, strategies)
         if isinstance(judged, Position):
-            await self._resume(subscriber, user, judged.n, prologue)
+            await self._resume(subscriber, user, judged.n)
         else:
-            self._start_at_head(subscriber, user, prologue, judged)
+            self._start_at_head(subscriber, user, judged)
 
     def _judge(self, user: User, last_event_id: str | None) -> Position | ResetReason | None:
         """The position to resume from, the reason why it cannot be, or None for a fresh start."""
@@ -486,47 +377,46 @@ class Hub:
             return "epoch"
         return "future" if position.n > user.n else position
 
-    async def _resume(self, subscriber: Subscriber, user: User, n: int, prologue: bytes) -> None:
+    async def _resume(self, subscriber: Subscriber, user: User, n: int) -> None:
         marks = subscriber.heads()
         moved = [strategy_id for strategy_id, head in marks.items() if head.n > n]
         if moved:
-            rows = await self.journal.rows_at(user.user_id, n, moved)
+            try:
+                rows = await self.journal.rows_at(user.user_id, n, moved)
+            except Busy:
+                self._finish(subscriber, "busy")
+                return
+            except BaseException:
+                subscriber.close("fault")
+                raise
             if subscriber.has_ended:
                 return
             known = {strategy_id: row for strategy_id, row in rows.items() if row is not None}
             if len(known) < len(rows):
-                self._start_at_head(subscriber, user, prologue, "trimmed")
+                self._start_at_head(subscriber, user, "trimmed")
                 return
             marks = marks | known
-        self._begin(subscriber, prologue, n, marks, None, resumed=True)
+        self._begin(subscriber, n, marks, None, resumed=True)
 
-    def _start_at_head(self, subscriber: Subscriber, user: User, prologue: bytes, reason: ResetReason | None) -> None:
-        self._begin(subscriber, prologue, user.n, subscriber.heads(), reason, resumed=False)
+    def _start_at_head(self, subscriber: Subscriber, user: User, reason: ResetReason | None) -> None:
+        self._begin(subscriber, user.n, subscriber.heads(), reason, resumed=False)
 
     def _begin(
-        self,
-        subscriber: Subscriber,
-        prologue: bytes,
-        n: int,
-        marks: dict[int, Row],
-        reason: ResetReason | None,
-        *,
-        resumed: bool,
+        self, subscriber: Subscriber, n: int, marks: dict[int, Row], reason: ResetReason | None, *, resumed: bool
     ) -> None:
         position = self._position(n)
-        strategies = _strategies(subscriber)
+        strategies = subscriber.strategies()
         seconds = self.limits.heartbeat_seconds
-        totals = _totals(marks, subscriber.follows_all)
+        only_counted = subscriber.follows_all
         first: StreamOpen | StreamReset
         if reason is not None:
-            first = StreamReset(reason, position, strategies, seconds, totals)
+            first = StreamReset(reason, position, strategies, seconds, _totals(marks, only_counted))
         else:
-            stated = totals if subscriber.options.with_totals else UNSET
+            stated = _totals(marks, only_counted) if subscriber.options.with_totals else UNSET
             first = StreamOpen(position, strategies, resumed, seconds, stated)
-        opening = encode_framed_control(
-            first, subscriber.options, event_id=position, retry_ms=self._jittered_retry_ms()
-        )
-        subscriber.opened_at = self._clock()
+        retry_ms = self._jittered_retry_ms()
+        opening = encode_framed_control(first, subscriber.options, event_id=position, retry_ms=retry_ms)
+        subscriber.opened_at = self.clock()
         self._wheel.add(subscriber)
         _log.info(
             "Stream opened",
@@ -538,7 +428,7 @@ class Hub:
                 "reset": reason,
             },
         )
-        subscriber.begin(prologue + opening, n, marks)
+        subscriber.begin(opening, n, marks)
 
     def _forget(self, subscriber: Subscriber, reason: CloseReason) -> None:
         self.closed[reason] += 1
@@ -548,15 +438,13 @@ class Hub:
             "Stream closed",
             extra={
                 "user_id": subscriber.user_id,
-                "strategies": _strategies(subscriber),
-                "reason": reason,
+                "strategies": subscriber.strategies(),
                 "position": subscriber.position,
+                "reason": reason,
             },
         )
         if not len(self.registry):
-            self._is_empty.set()
-
-    # Keep alive.
+            self._no_streams.set()
 
     def _beat(self) -> None:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
@@ -568,70 +456,49 @@ class Hub:
         # Half to one and a half: clients that lost the server together do not come back together.
         return int(self.limits.retry_ms * (0.5 + random.random()))
 
-    # Drain.
+    async def drain(self, seconds: float) -> None:
+        """Refuse new work, finish what is in flight, end every stream with a word, and wait until all have gone.
 
-    async def drain(self) -> None:
-        """Refuse new work, finish what is in flight, end every stream with a word. Does not touch the journal."""
+        What is in flight gets half of the time; whoever has not gone at its end is cut. Does not touch the journal.
+        """
         self.is_draining = True
-        await self._is_idle.wait()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wait_for_intakes(seconds / 2)
+                await self._say_farewell()
+                while len(self.registry):
+                    self._no_streams.clear()
+                    await self._no_streams.wait()
+        except TimeoutError:
+            _log.warning("Streams cut", extra={"connections": len(self.registry)})
+            for subscriber in list(self.registry.subscribers):
+                subscriber.close("draining")
+
+    async def _wait_for_intakes(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while self._intakes:
+                    self._no_intakes.clear()
+                    await self._no_intakes.wait()
+        except TimeoutError:
+            _log.warning("Emits still in flight", extra={"emits": len(self._intakes)})
+
+    async def _say_farewell(self) -> None:
         leaving = list(self.registry.subscribers)
         random.shuffle(leaving)
-        slices = Slices(self._clock)
+        spread_ms = DRAIN_RETRY_MS_EACH * len(leaving)
         for subscriber in leaving:
-            subscriber.finish(self.farewell(subscriber.options, StreamClosing("draining", reconnect=True)))
-            await slices.breathe()
+            self._finish(subscriber, "draining", spread_ms)
+            await self.slices.breathe()
 
-    async def wait_until_empty(self) -> None:
-        """Until the last stream has taken its last bytes and is gone."""
-        while len(self.registry):
-            self._is_empty.clear()
-            await self._is_empty.wait()
+    def _finish(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:
+        options = subscriber.options
+        subscriber.finish(options.framed_last(self.closing_block(reason, options, spread_ms)), reason)
 
-    def cut(self) -> None:
-        """End every stream that is left, at once."""
-        for subscriber in list(self.registry.subscribers):
-            subscriber.close("draining")
-
-    def farewell(self, options: StreamOptions, closing: StreamClosing) -> bytes:
-        """The last bytes of a stream: why it ends, a `retry:` of its own, and the end of the body."""
-        block = encode_framed_control(closing, options, retry_ms=self._jittered_retry_ms())
-        return block + LAST_CHUNK if options.chunked else block
-
-    # Look.
-
-    def is_full(self) -> bool:
-        """No further stream may be opened."""
-        return len(self.registry) >= self.limits.max_connections
-
-    def connections(self, user_id: int | None) -> ConnectionsReport:
-        """Who is connected, of one user or of all; the slowest first."""
-        chosen = list(self.registry.subscribers) if user_id is None else list(self.registry.of_user(user_id))
-        behind = {subscriber: _behind_batches(subscriber) for subscriber in chosen}
-        slowest = sorted(chosen, key=lambda subscriber: (behind[subscriber], subscriber.unsent_bytes), reverse=True)
-        now = self._clock()
-        return ConnectionsReport(
-            connections=len(chosen),
-            lagging=sum(1 for batches in behind.values() if batches),
-            blocked=sum(subscriber.state is State.BLOCKED for subscriber in chosen),
-            slowest=tuple(_facts(each, behind[each], now) for each in slowest[:SLOWEST_LISTED]),
-            closed=dict(self.closed),
-        )
-
-    async def key_facts(self, user_id: int, strategy_id: int) -> KeyFacts:
-        """What is known of a stream key, zero and null for one that nothing was ever accepted for."""
-        record = await self.journal.key_record(user_id, strategy_id)
-        user = self.registry.user(user_id)
-        facts = KeyFacts(user_id, strategy_id, connections=user.count_listeners(strategy_id) if user else 0)
-        if record is None:
-            return facts
-        return replace(
-            facts,
-            totals=record.head.totals.summaries,
-            batches=record.head.number,
-            head=self._position(record.head.n),
-            oldest_kept=self._position(record.oldest.n),
-            last_accepted=iso_timestamp(record.head.accepted_ms),
-        )
+    def closing_block(self, reason: ClosingReason, options: StreamOptions, spread_ms: int = 0) -> bytes:
+        """The last event of a stream, unframed, with a `retry:` of its own, up to `spread_ms` later than usual."""
+        retry_ms = self._jittered_retry_ms() + int(random.random() * spread_ms)
+        return encode_control(StreamClosing(reason, reconnect=True), options.shape, retry_ms=retry_ms)
 
     def _position(self, n: int) -> str:
         return str(Position(self.journal.epoch, n))
@@ -643,31 +510,10 @@ def _is_usable(idempotency_key: str) -> bool:
     )
 
 
-def _strategies(subscriber: Subscriber) -> Strategies:
-    return "*" if subscriber.follows_all else tuple(sorted(subscriber.keys))
-
-
 def _totals(marks: dict[int, Row], only_counted: bool) -> tuple[StrategyTotals, ...]:
     """Totals by strategy; of a stream of everything only those that have any."""
     return tuple(
         StrategyTotals(strategy_id, row.totals.summaries)
         for strategy_id, row in sorted(marks.items())
         if row.number or not only_counted
-    )
-
-
-def _behind_batches(subscriber: Subscriber) -> int:
-    return sum(owed.batches for owed in subscriber.owed())
-
-
-def _facts(subscriber: Subscriber, behind_batches: int, now: float) -> ConnectionFacts:
-    return ConnectionFacts(
-        user_id=subscriber.user_id,
-        strategies=_strategies(subscriber),
-        state=subscriber.state.value,
-        position=subscriber.position,
-        behind_batches=behind_batches,
-        unsent_bytes=subscriber.unsent_bytes,
-        age_seconds=round(now - subscriber.opened_at, 3),
-        peer=subscriber.peer(),
     )

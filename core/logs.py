@@ -61,18 +61,24 @@ class BackgroundHandler(logging.Handler):
         self._write()
 
     def _write(self) -> None:
-        lines = [self.format(self._queue.popleft()) for _ in range(len(self._queue))]
+        lines = [self._line(self._queue.popleft()) for _ in range(len(self._queue))]
         if self.dropped > self._reported:
-            lines.append(self.format(_dropped_record(self.dropped - self._reported)))
+            lines.append(self.format(_own_record("Log lines dropped", lines=self.dropped - self._reported)))
             self._reported = self.dropped
         if not lines:
             return
         try:
-            self._stream.write("\n".join(lines) + "\n")
+            self._stream.write("\n".join(lines).encode("utf-8", "backslashreplace").decode() + "\n")
             self._stream.flush()
         except (OSError, ValueError):
             # Nobody reads the log any more. There is nowhere left to say so.
             self.dropped += len(lines)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as error:  # whatever a library logs must not end the log
+            return self.format(_own_record("Log line not writable", from_logger=record.name, reason=repr(error)))
 
 
 class JsonFormatter(logging.Formatter):
@@ -124,8 +130,7 @@ def _timestamp(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def _dropped_record(count: int) -> logging.LogRecord:
-    record = logging.makeLogRecord({"name": "tallywire.log", "levelno": logging.WARNING, "levelname": "WARNING"})
-    record.msg = "Log lines dropped"
-    record.lines = count
-    return record
+def _own_record(message: str, **fields: object) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"name": "tallywire.log", "levelno": logging.WARNING, "levelname": "WARNING", "msg": message, **fields}
+    )

@@ -29,9 +29,6 @@ class Summary(Struct, frozen=True, gc=False):
     cancelled: int
 
 
-# ---- emit: what comes in
-
-
 class BatchResult(Struct, frozen=True, gc=False):
     """One result of a batch, unchecked: `core.aggregation` says which ones count.
 
@@ -51,9 +48,6 @@ class Batch(Struct, frozen=True):
     batch_results: list[BatchResult]
     strategy_id: StrategyIdOrNone = None
     idempotency_key: str | None = None
-
-
-# ---- emit: what goes out
 
 
 class Accepted(Struct, frozen=True, tag_field="status", tag="accepted", omit_defaults=False):
@@ -117,9 +111,6 @@ def problem_of(error: TallywireError, request_id: str | UnsetType = UNSET) -> Pr
     )
 
 
-# ---- the use cases' own event
-
-
 class OrderBatchEvent(Struct, frozen=True, gc=False):
     """A batch that has been counted: what `emit_order_batch_event` accepts. `timestamp`: Unix time in ms."""
 
@@ -127,9 +118,6 @@ class OrderBatchEvent(Struct, frozen=True, gc=False):
     strategy_id: int | None
     user_id: int
     timestamp: int
-
-
-# ---- stream: the data lines
 
 
 class UpdateData(Struct, frozen=True, gc=False):
@@ -239,9 +227,6 @@ def iso_timestamp(unix_ms: int) -> str:
     """ISO 8601, UTC, milliseconds, `Z`."""
     moment = datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-
-
-# ---- operations
 
 
 class KeyFacts(Struct, frozen=True):

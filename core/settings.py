@@ -30,12 +30,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shape: Annotated[Shape, Meta(description="Shape of the data line for streams that do not ask for one.")] = (
         "envelope"
     )
-    heartbeat_seconds: Annotated[float, Meta(description="Seconds between two heartbeats of a stream.", gt=0)] = 15
+    heartbeat_seconds: Annotated[
+        float, Meta(description="Seconds between two heartbeats of a stream.", ge=0.1, le=3600)
+    ] = 15
     retry_ms: Annotated[
         int,
         Meta(
             description="Milliseconds after which a client should reconnect, spread by half to both sides.",
             ge=1,
+            le=3_600_000,
         ),
     ] = 2000
     coalesce_ms: Annotated[
@@ -43,36 +46,47 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="Milliseconds within which further batches of a user leave as one event. 0: at once.",
             ge=0,
+            le=60_000,
         ),
     ] = 0
     stall_seconds: Annotated[
         int,
-        Meta(description="Seconds without the client reading anything after which its stream is ended.", ge=1),
+        Meta(
+            description="Seconds without the client reading anything after which its stream is ended.", ge=1, le=86_400
+        ),
     ] = 30
     send_buffer_bytes: Annotated[
         int,
         Meta(
             description="Bytes the kernel may hold for a stream; a client further behind gets one merged event.",
             ge=4096,
+            le=2**30,
         ),
     ] = 32768
     max_connections: Annotated[
         int,
-        Meta(description="Open streams at most. The descriptor limit of the process must be above it.", ge=1),
+        Meta(
+            description="Open streams at most. The descriptor limit of the process must be above it.",
+            ge=1,
+            le=10_000_000,
+        ),
     ] = 10_000
     keep_rows: Annotated[
         int,
         Meta(
             description="Rows (batches) the journal keeps for resuming; the newest of a stream key always stays.",
             ge=1,
+            le=10**9,
         ),
     ] = 100_000
-    keep_hours: Annotated[int, Meta(description="Hours the journal keeps a row for resuming.", ge=1)] = 7 * 24
+    keep_hours: Annotated[int, Meta(description="Hours the journal keeps a row for resuming.", ge=1, le=87_600)] = (
+        7 * 24
+    )
     idempotency_hours: Annotated[
-        int, Meta(description="Hours within which a repeated idempotency key counts once.", ge=1)
+        int, Meta(description="Hours within which a repeated idempotency key counts once.", ge=1, le=87_600)
     ] = 24
     drain_seconds: Annotated[
-        int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1)
+        int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1, le=3600)
     ] = 20
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")
@@ -137,7 +151,9 @@ def _check(source: str, name: str, value: object) -> None:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     return {
-        field.name: environment[field.variable].split(",") if field.is_list else environment[field.variable]
+        field.name: environment[field.variable].replace(",", " ").split()
+        if field.is_list
+        else environment[field.variable]
         for field in fields()
         if field.variable in environment
     }

@@ -26,6 +26,7 @@ COMMENT_HEARTBEAT = b":\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 _encode = Encoder().encode
+_MAX_RETRY_DIGITS = 18
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -99,7 +100,7 @@ class EventParser:
         self._block_id = last_event_id
         self._event = ""
         self._data: list[str] = []
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._unfinished = ""
         self._after_cr = False
 
@@ -129,7 +130,7 @@ class EventParser:
                 self._data.append(value)
             case "id" if "\0" not in value:
                 self._block_id = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
                 self.retry_ms = int(value)
         return None
 

@@ -10,6 +10,8 @@ States of a connection::
        └──────────┴─────┬─────┘
                         v
                      CLOSING ──> CLOSED   CLOSING: the last bytes are on their way; nothing else is written
+
+and from each of them straight to CLOSED when the transport is lost.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,12 +26,13 @@ from core.models import (
     ControlEvent,
     OrderBatchUpdate,
     Shape,
+    Strategies,
     StreamHeartbeat,
     StreamInfo,
     UpdateData,
     iso_timestamp,
 )
-from core.sse import COMMENT_HEARTBEAT, chunk, encode_catch_up, encode_control, encode_update
+from core.sse import COMMENT_HEARTBEAT, LAST_CHUNK, chunk, encode_catch_up, encode_control, encode_update
 from core.totals import Difference, Position, Row, difference
 
 MAX_SHARED_FRAMES = 16
@@ -42,7 +45,8 @@ CloseReason = Literal[
     "reset",  # the peer's kernel refused
     "stalled",  # nothing was read for stall_seconds, or the peer vanished
     "draining",  # the server ended
-    "busy",  # refused for load
+    "busy",  # it could not be opened for load
+    "fault",  # a mistake of the server; the client resumes without loss
 ]
 
 
@@ -63,7 +67,7 @@ class State(Enum):
 
 
 _MOVES: dict[State, frozenset[State]] = {
-    State.OPENING: frozenset({State.READY, State.CLOSED}),
+    State.OPENING: frozenset({State.READY, State.CLOSING, State.CLOSED}),
     State.READY: frozenset({State.BLOCKED, State.CLOSING, State.CLOSED}),
     State.BLOCKED: frozenset({State.READY, State.CLOSING, State.CLOSED}),
     State.CLOSING: frozenset({State.CLOSED}),
@@ -82,6 +86,10 @@ class StreamOptions(Struct, frozen=True, eq=False):
     def framed(self, block: bytes) -> bytes:
         """`block` as it goes on the wire: HTTP/1.0 clients get the same bytes without chunk framing."""
         return chunk(block) if self.chunked else block
+
+    def framed_last(self, block: bytes) -> bytes:
+        """`block` and the end of the body."""
+        return chunk(block) + LAST_CHUNK if self.chunked else block
 
 
 @cache
@@ -165,11 +173,12 @@ class Subscriber:
 
     `keys` are the stream keys that it follows, by strategy: its own, or with `follows_all` the user's, which grow and
     stand in order of publication, the newest last. `n` is the place of the position that it has been brought
-    up to; `marks` are the rows of its keys there, never changed in place since streams share them. A key without a
-    mark started after `n`.
+    up to; `marks` are the rows of its keys there (those of a stream of one key are shared). A key without a mark
+    started after `n`. `prologue` goes before the first event, whichever that will be.
     """
 
     __slots__ = (
+        "_ending",
         "_unsent",
         "epoch",
         "follows_all",
@@ -180,6 +189,7 @@ class Subscriber:
         "on_closed",
         "opened_at",
         "options",
+        "prologue",
         "state",
         "user_id",
     )
@@ -197,9 +207,10 @@ class Subscriber:
         self.follows_all = False
         self.marks: dict[int, Row] = {}
         self.on_closed: Callable[[Subscriber, CloseReason], None] | None = None
+        self.prologue = b""
         self._unsent: memoryview | None = None
-
-    # What a transport provides.
+        self._ending: CloseReason = "fault"
+        """Why it is CLOSING."""
 
     def transmit(self, data: bytes | memoryview) -> int:
         """Hand bytes to the kernel; answers how many it took, 0 when it takes none now.
@@ -219,8 +230,6 @@ class Subscriber:
     def peer(self) -> str:
         """Who is at the other end, for an operator's eyes."""
         raise NotImplementedError
-
-    # What it is owed.
 
     @property
     def position(self) -> str:
@@ -244,27 +253,34 @@ class Subscriber:
             return [key for key in self.keys.values() if key.head.n > n]
         return list(takewhile(lambda key: key.head.n > n, reversed(self.keys.values())))
 
+    def strategies(self) -> Strategies:
+        """What it carries, as the wire says it."""
+        return "*" if self.follows_all else tuple(sorted(self.keys))
+
     def heads(self) -> dict[int, Row]:
-        """The heads of its keys now, to be marks; shared with others, not to be changed."""
-        keys = self.keys
-        for key in keys.values():
-            if key.alone is keys:
+        """The heads of its keys now, to be marks."""
+        if len(self.keys) == 1:
+            (key,) = self.keys.values()
+            if key.alone is self.keys:
                 return key.at_head
-        return {strategy_id: key.head for strategy_id, key in keys.items()}
+        return {strategy_id: key.head for strategy_id, key in self.keys.items()}
+
+    def behind_batches(self) -> int:
+        """How many batches of its keys it has not been sent yet."""
+        return sum(key.head.number - self._mark(key).number for key in self.behind())
 
     def owed(self) -> list[Difference]:
         """What it has not been sent yet, by strategy."""
         behind = sorted(self.behind(), key=lambda key: key.strategy_id)
         return [difference(key.head, self._mark(key)) for key in behind]
 
-    # What happens to it.
-
     def begin(self, opening: bytes, n: int, marks: dict[int, Row]) -> None:
-        """Leave OPENING: write the first bytes, then whatever was published since `n`."""
+        """Leave OPENING: write the first event, then whatever was published since `n`."""
         self.n = n
         self.marks = marks
         self._move(State.READY)
-        self.send(opening)
+        self.send(self.prologue + opening)
+        self.prologue = b""
         self.bring_up_to_date()
 
     def bring_up_to_date(self) -> None:
@@ -284,12 +300,8 @@ class Subscriber:
         """Write, and keep what the kernel does not take. Nothing is written unless the stream is READY."""
         if self.state is not State.READY:
             return
-        try:
-            taken = self.transmit(data)
-        except ConnectionLost as lost:
-            self.close(lost.reason)
-            return
-        if taken < len(data):
+        taken = self._transmit_or_close(data)
+        if taken is not None and taken < len(data):
             self._unsent = memoryview(data)[taken:]
             self._move(State.BLOCKED)
             self.watch_writable(True)
@@ -299,32 +311,32 @@ class Subscriber:
         rest = self._unsent
         if rest is None:
             return
-        try:
-            taken = self.transmit(rest)
-        except ConnectionLost as lost:
-            self.close(lost.reason)
+        taken = self._transmit_or_close(rest)
+        if taken is None:
             return
         if taken < len(rest):
             self._unsent = rest[taken:]
             return
         self._unsent = None
         if self.state is State.CLOSING:
-            self.close("draining")
+            self.close(self._ending)
             return
         self._move(State.READY)
         self.watch_writable(False)
         self.bring_up_to_date()
 
-    def finish(self, farewell: bytes) -> None:
-        """End the stream from our side: what is unsent, what is owed, then `farewell`, then the end."""
-        if self.state is State.OPENING:
-            self.close("draining")
+    def finish(self, farewell: bytes, reason: CloseReason) -> None:
+        """End the stream from our side: what is unsent, what is owed, then `farewell`, then the end.
+
+        A stream that is still OPENING is owed nothing yet and gets its prologue and the farewell.
+        """
         if self.has_ended:
             return
-        unsent = b"" if self._unsent is None else bytes(self._unsent)
-        behind = self.behind()
+        unsent = self.prologue if self._unsent is None else bytes(self._unsent)
+        behind = [] if self.state is State.OPENING else self.behind()
         owed = self._take(behind) if behind else b""
         self._move(State.CLOSING)
+        self._ending = reason
         self._unsent = memoryview(unsent + owed + farewell)
         self.watch_writable(True)
         self.continue_sending()
@@ -339,7 +351,17 @@ class Subscriber:
         if self.on_closed is not None:
             self.on_closed(self, reason)
 
-    # How.
+    def _transmit_or_close(self, data: bytes | memoryview) -> int | None:
+        """How many bytes the transport took; None when the stream has ended over it."""
+        try:
+            return self.transmit(data)
+        except ConnectionLost as lost:
+            self.close(lost.reason)
+        except BaseException:
+            # The marks have moved and nobody knows what left. Only the client does: let it resume.
+            self.close("fault")
+            raise
+        return None
 
     def _move(self, to: State) -> None:
         if to not in _MOVES[self.state]:
@@ -356,7 +378,8 @@ class Subscriber:
     def _marks_with(self, behind: list[StreamKey]) -> dict[int, Row]:
         if self.keys is behind[0].alone:
             return behind[0].at_head
-        return self.marks | {key.strategy_id: key.head for key in behind}
+        self.marks.update((key.strategy_id, key.head) for key in behind)
+        return self.marks
 
     def _mark(self, key: StreamKey) -> Row:
         return self.marks.get(key.strategy_id) or Row.before_the_first(self.user_id, key.strategy_id)

@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+import sys
 from http import HTTPStatus
 from types import TracebackType
 
@@ -23,11 +24,12 @@ from core.hub import Hub
 from core.models import MAX_ID, problem_of
 from core.settings import Settings
 
-MAX_UNREAD_BYTES = 64 * 2**20
+MAX_UNWANTED_BYTES = 64 * 2**10
 """How much of an unwanted body is read and thrown away. A sender whose connection is cut in the middle of its body
 often never sees the answer that says why; beyond this it is cut all the same."""
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_MAX_LENGTH_DIGITS = 18
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _LOOPBACK_ORIGIN = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
 
@@ -52,6 +54,7 @@ class BaseHandler(RequestHandler):
 
     services: Services
     request_id: str
+    max_unread_bytes = MAX_UNWANTED_BYTES
 
     def initialize(self, services: Services) -> None:
         self.services = services
@@ -66,11 +69,17 @@ class BaseHandler(RequestHandler):
 
     def prepare(self) -> None:
         """Decide how much body is read at all. Raises BodyTooLarge."""
-        length = self.request.headers.get("Content-Length", "0")
-        self.request.connection.set_max_body_size(MAX_UNREAD_BYTES)  # type: ignore[union-attr]  # HTTP1Connection
-        if length.isdigit() and int(length) > MAX_UNREAD_BYTES:
-            raise BodyTooLarge(MAX_UNREAD_BYTES)
+        self.request.connection.set_max_body_size(self.max_unread_bytes)  # type: ignore[union-attr]  # HTTP1Connection
+        if self.declared_bytes() > self.max_unread_bytes:
+            raise BodyTooLarge(self.max_unread_bytes)
         self.set_cors_headers()
+
+    def declared_bytes(self) -> int:
+        """The Content-Length, 0 without one. Tornado refuses what is no number when it comes to read the body."""
+        length = self.request.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            return 0
+        return int(length) if len(length) <= _MAX_LENGTH_DIGITS else sys.maxsize
 
     def set_cors_headers(self) -> None:
         """Let pages of allowed origins read the answer."""
@@ -100,7 +109,7 @@ class BaseHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: object) -> None:
         """Every refusal and every fault as RFC 9457 problem+json."""
-        error = self._told(status_code, kwargs.get("exc_info"))
+        error = self._error_of(status_code, kwargs.get("exc_info"))
         self.set_status(error.status, HTTPStatus(error.status).phrase)
         self.set_cors_headers()
         self.set_header("X-Request-Id", self.request_id)
@@ -133,7 +142,7 @@ class BaseHandler(RequestHandler):
             if getattr(type(self), method.lower()) is not RequestHandler._unimplemented_method
         )
 
-    def _told(self, status_code: int, exc_info: object) -> TallywireError:
+    def _error_of(self, status_code: int, exc_info: object) -> TallywireError:
         error = exc_info[1] if isinstance(exc_info, tuple) else None
         if isinstance(error, TallywireError):
             return error

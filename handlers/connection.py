@@ -6,6 +6,7 @@ the client left or sent something it should not: both end the stream.
 
 import errno
 import socket
+from contextlib import suppress
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
@@ -22,6 +23,9 @@ class Connection(Subscriber):
     def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket, loop: IOLoop) -> None:
         super().__init__(user_id, options)
         self._socket = connected
+        # Tornado leaves Nagle's algorithm on after a request on a connection that is used again.
+        with suppress(OSError):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop = loop
         loop.add_handler(connected, self._on_event, IOLoop.READ)
 

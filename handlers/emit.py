@@ -7,7 +7,6 @@ A batch that cannot be read is an answer of its own, never a reason to lose its 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from time import perf_counter
 from typing import TypeVar
 
 import msgspec
@@ -21,9 +20,10 @@ from core.errors import (
     MalformedBody,
     TallywireError,
     TooManyBatches,
+    TooManyResults,
     UnsupportedMediaType,
 )
-from core.hub import Answer, EmitCall, Hub, Slices
+from core.hub import Answer, EmitCall, Hub, Intake
 from core.models import (
     Accepted,
     Batch,
@@ -39,7 +39,11 @@ from handlers.base import BaseHandler, Services
 
 MAX_BATCH_BYTES = 2**20
 MAX_NDJSON_BYTES = 8 * 2**20
+MAX_RESULTS = 10_000
 MAX_BATCHES = 10_000
+
+MAX_UNREAD_BYTES = 64 * 2**20
+"""How much of a body that is too large is read and thrown away, so that its sender sees the answer that says so."""
 
 LAZY_BYTES = 64 * 1024
 """From this size on the results of a batch are decoded one by one while they are counted, with pauses: decoding
@@ -98,7 +102,7 @@ _CODECS = {_JSON: _codec(msgspec.json.Decoder), _MSGPACK: _codec(msgspec.msgpack
 
 
 class EmitRequest(Struct, frozen=True):
-    """What the route looks at. `content_type` and `idempotency_key` as in the headers, None when absent."""
+    """What the route looks at. `content_type` is empty and `idempotency_key` None when the header is absent."""
 
     content_type: str
     body: bytes
@@ -133,54 +137,49 @@ async def emit(hub: Hub, request: EmitRequest) -> EmitResponse:
     """Count, journal and publish what the request carries, and answer.
 
     Raises the error of a single batch that was refused; of many, each answer says its own. Raises MalformedBody,
-    BodyTooLarge, UnsupportedMediaType, TooManyBatches, Busy, Draining and OutcomeUnknown for the call as a whole.
+    UnsupportedMediaType, TooManyBatches and OutcomeUnknown for the call as a whole.
     """
     media_type = _media_type(request.content_type)
-    limit_bytes = max_body_bytes(request.content_type)
-    if len(request.body) > limit_bytes:
-        raise BodyTooLarge(limit_bytes)
-    with hub.call(CALLER, len(request.body)) as call:
-        if media_type == _NDJSON:
-            answers = await _emit_many(hub, call, _lines(request.body), _CODECS[_JSON], request)
-            return EmitResponse(_NDJSON, b"".join(_encode(answer) + b"\n" for answer in answers))
-        codec = _CODECS[media_type]
-        if _is_many(request.body, media_type):
-            items = _items(request.body, codec)
-            return EmitResponse(_JSON, _encode(await _emit_many(hub, call, items, codec, request)))
-        return EmitResponse(_JSON, _encode(await _emit_one(hub, call, codec, request)))
+    if media_type == _NDJSON:
+        answers = await _emit_many(hub, _lines(request.body), _CODECS[_JSON], request)
+        return EmitResponse(_NDJSON, b"".join(answer + b"\n" for answer in answers))
+    codec = _CODECS[media_type]
+    if _is_many(request.body, media_type):
+        answers = await _emit_many(hub, _items(request.body, codec), codec, request)
+        return EmitResponse(_JSON, b"[" + b",".join(answers) + b"]")
+    return EmitResponse(_JSON, await _emit_one(hub, codec, request))
 
 
-async def _emit_one(hub: Hub, call: EmitCall, codec: _Codec, request: EmitRequest) -> EmitAnswer:
-    label = await _add(hub, call, request.body, codec, Slices(perf_counter), request.idempotency_key)
+async def _emit_one(hub: Hub, codec: _Codec, request: EmitRequest) -> bytes:
+    call = EmitCall(CALLER)
+    label = await _add(hub, call, request.body, codec, request.idempotency_key)
     answers = await hub.commit(call)
     _log_call(answers, [label], request.request_id)
     answer = answers[0]
     if isinstance(answer, TallywireError):
         raise answer
-    return answer
+    return _encode(answer)
 
 
-async def _emit_many(
-    hub: Hub, call: EmitCall, items: Iterable[bytes | Raw], codec: _Codec, request: EmitRequest
-) -> list[EmitAnswer]:
+async def _emit_many(hub: Hub, items: Iterable[bytes | Raw], codec: _Codec, request: EmitRequest) -> list[bytes]:
     if request.idempotency_key is not None:
         raise InvalidIdempotencyKey(
-            "The header names one batch; with many, each batch carries its own idempotency_key",
-            "Idempotency-Key",
+            "The header names one batch; with many, each batch carries its own idempotency_key", "Idempotency-Key"
         )
-    slices = Slices(perf_counter)
+    call = EmitCall(CALLER)
     labels: list[_Label] = []
     for item in items:
         if len(labels) == MAX_BATCHES:
             raise TooManyBatches(MAX_BATCHES)
-        labels.append(await _add(hub, call, item, codec, slices))
-        await slices.breathe()
+        labels.append(await _add(hub, call, item, codec))
+        await hub.slices.breathe()
     answers = await hub.commit(call)
     _log_call(answers, labels, request.request_id)
-    return _answered(answers, labels, request.request_id)
-
-
-# ---- from bytes to the hub
+    encoded = []
+    for answer, label in zip(answers, labels, strict=True):
+        encoded.append(_encode(_wire_answer(answer, label, request.request_id)))
+        await hub.slices.breathe()
+    return encoded
 
 
 def _media_type(content_type: str) -> str:
@@ -198,6 +197,9 @@ def _is_many(body: bytes, media_type: str) -> bool:
 
 
 def _lines(body: bytes) -> Iterator[bytes]:
+    # Blank lines are free, so they must be few: 8 MiB of them would be 8 million.
+    if body.count(b"\n") > 2 * MAX_BATCHES:
+        raise TooManyBatches(MAX_BATCHES)
     start = 0
     while start < len(body):
         end = body.find(b"\n", start)
@@ -219,7 +221,6 @@ async def _add(
     call: EmitCall,
     encoded: bytes | Raw,
     codec: _Codec,
-    slices: Slices,
     header_key: str | None = None,
 ) -> _Label:
     """Put one batch into the call, or the answer why not; answers whose it is."""
@@ -227,11 +228,9 @@ async def _add(
         batch, results = _read_batch(encoded, codec)
         key = _one_key(batch.idempotency_key, header_key)
     except TallywireError as refusal:
-        call.answer(refusal)
+        call.answers.append(refusal)
         return _UNREADABLE
-    await hub.emit_order_batch_update(
-        batch.user_id, batch.strategy_id, results, call=call, slices=slices, idempotency_key=key
-    )
+    await hub.emit_order_batch_update(batch.user_id, batch.strategy_id, results, call=call, idempotency_key=key)
     return _Label(batch.user_id, batch.strategy_id, key)
 
 
@@ -254,9 +253,16 @@ def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch
             # Read again result by result: one that cannot be read must not take its neighbours with it.
             pass
         else:
+            _check_count(batch)
             return batch, batch.batch_results
     lazy = _decoded(codec.lazy_batch, encoded)
+    _check_count(lazy)
     return lazy, _each_result(lazy.batch_results, codec)
+
+
+def _check_count(batch: Batch | _LazyBatch) -> None:
+    if batch.strategy_id and len(batch.batch_results) > MAX_RESULTS:
+        raise TooManyResults(len(batch.batch_results), MAX_RESULTS)
 
 
 def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult | FieldProblem]:
@@ -264,7 +270,7 @@ def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult | Fi
         try:
             yield codec.result(result)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            message, path = _said(error)
+            message, path = _message_and_path(error)
             yield FieldProblem(path, message)
 
 
@@ -280,7 +286,7 @@ def _decoded(decode: Callable[[bytes | Raw], _T], encoded: bytes | Raw) -> _T:
     try:
         return decode(encoded)
     except msgspec.ValidationError as error:
-        message, path = _said(error)
+        message, path = _message_and_path(error)
         raise InvalidBatch(path, message) from error
     except RecursionError as error:
         raise MalformedBody("The body is nested too deeply.") from error
@@ -288,7 +294,7 @@ def _decoded(decode: Callable[[bytes | Raw], _T], encoded: bytes | Raw) -> _T:
         raise MalformedBody(f"{error}.") from error
 
 
-def _said(error: Exception) -> tuple[str, str]:
+def _message_and_path(error: Exception) -> tuple[str, str]:
     """What a decoder complains about, and where."""
     if isinstance(error, RecursionError):
         return "nested too deeply", "$"
@@ -296,16 +302,10 @@ def _said(error: Exception) -> tuple[str, str]:
     return message, path.removesuffix("`") or "$"
 
 
-# ---- from the hub to bytes
-
-
-def _answered(answers: Sequence[Answer], labels: Sequence[_Label], request_id: str) -> list[EmitAnswer]:
-    return [
-        Rejected(problem_of(answer, request_id), label.idempotency_key or UNSET)
-        if isinstance(answer, TallywireError)
-        else answer
-        for answer, label in zip(answers, labels, strict=True)
-    ]
+def _wire_answer(answer: Answer, label: _Label, request_id: str) -> EmitAnswer:
+    if isinstance(answer, TallywireError):
+        return Rejected(problem_of(answer, request_id), label.idempotency_key or UNSET)
+    return answer
 
 
 def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: str) -> None:
@@ -339,29 +339,64 @@ def _log_fields(labels: Sequence[_Label], accepted: Sequence[Accepted], request_
 
 
 class EmitHandler(BaseHandler):
-    """Reads the request, calls `emit`, writes the answer."""
+    """Receives the body within its limits, calls `emit`, writes the answer."""
+
+    max_unread_bytes = MAX_UNREAD_BYTES
 
     def initialize(self, services: Services) -> None:
         super().initialize(services)
+        self._intake: Intake | None = None
+        self._refusal: TallywireError | None = None
         self._pieces: list[bytes] = []
-        self._size_bytes = 0
-        self._limit_bytes = MAX_NDJSON_BYTES
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.request.method != "POST":
+            return
+        # Refused only when the body has been read: see MAX_UNREAD_BYTES.
+        try:
+            self._intake = self.services.hub.begin_intake()
+            self._limit_bytes = max_body_bytes(self.request.headers.get("Content-Type", ""))
+        except TallywireError as refusal:
+            self._refusal = refusal
 
     def data_received(self, chunk: bytes) -> None:
-        self._size_bytes += len(chunk)
-        if self._size_bytes <= self._limit_bytes:
-            self._pieces.append(chunk)
-        else:
+        if self._intake is None or self._refusal is not None:
+            return
+        try:
+            self._intake.hold(len(chunk))
+            if self._intake.held_bytes > self._limit_bytes:
+                raise BodyTooLarge(self._limit_bytes)
+        except TallywireError as refusal:
+            self._refusal = refusal
             self._pieces.clear()
+        else:
+            self._pieces.append(chunk)
 
     async def post(self) -> None:
-        headers = self.request.headers
-        content_type = headers.get("Content-Type", "")
-        if self._size_bytes > self._limit_bytes:
-            raise BodyTooLarge(max_body_bytes(content_type))
-        response = await emit(
-            self.services.hub,
-            EmitRequest(content_type, b"".join(self._pieces), headers.get("Idempotency-Key"), self.request_id),
-        )
-        self.set_header("Content-Type", response.content_type)
-        self.finish(response.body)
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            headers = self.request.headers
+            response = await emit(
+                self.services.hub,
+                EmitRequest(
+                    headers.get("Content-Type", ""),
+                    b"".join(self._pieces),
+                    headers.get("Idempotency-Key"),
+                    self.request_id,
+                ),
+            )
+            self.set_header("Content-Type", response.content_type)
+            # A shutdown waits until the caller has the answer, not only until there is one.
+            await self.finish(response.body)
+        finally:
+            self._release()
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._intake is not None:
+            self._intake.release()

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+from core import reports
 from core.errors import InvalidQuery
 from core.models import Health
 from handlers.base import BaseHandler, identifier
@@ -38,14 +39,12 @@ class ConnectionsHandler(BaseHandler):
         if len(values) > 1:
             raise InvalidQuery("user_id", "may stand only once")
         user_id = identifier("user_id", values[0]) if values else None
-        self.write_json(self.services.hub.connections(user_id))
+        self.write_json(reports.connections(self.services.hub, user_id))
 
 
 class KeyHandler(BaseHandler):
     """What the journal knows of one stream key."""
 
     async def get(self, user_id: str, strategy_id: str) -> None:
-        facts = await self.services.hub.key_facts(
-            identifier("user_id", user_id), identifier("strategy_id", strategy_id)
-        )
-        self.write_json(facts)
+        key = identifier("user_id", user_id), identifier("strategy_id", strategy_id)
+        self.write_json(await reports.key_facts(self.services.hub, *key))

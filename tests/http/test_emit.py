@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from core.hub import Hub
-from tests.http.conftest import Emitter, counted
+from tests.http.conftest import DEADLINE_SECONDS, Emitter, counted
 
 EXAMPLE = {
     "user_id": 7,
@@ -268,7 +268,7 @@ async def test_the_request_id_is_echoed_or_made(emit: Emitter) -> None:
 
 @pytest.mark.gen_test
 async def test_a_draining_server_refuses_emits_and_says_when_to_come_back(emit: Emitter, hub: Hub) -> None:
-    await hub.drain()
+    await hub.drain(DEADLINE_SECONDS)
     response = await emit.send(_batch())
     ready = await emit.get("/healthz/ready")
 

@@ -474,7 +474,7 @@ async def test_a_drained_stream_is_brought_up_to_date_told_and_ended(emit: Emitt
     async with stream("user_id=7&strategy_id=3") as reader:
         await reader.event()
         position = (await emit(7, 3))["position"]
-        await hub.drain()
+        await hub.drain(DEADLINE_SECONDS)
         await reader.event()
         closing = await reader.event()
         await reader.end()

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from core.errors import IdempotencyConflict, OutcomeUnknown
-from core.hub import STEP_SECONDS, Hub
+from core.hub import EmitCall, Hub
 from core.journal.memory import MemoryJournal
 from core.models import Accepted, BatchResult, ResetReason
+from core.publisher import STEP_SECONDS
 from core.registry import User
 from core.subscriber import State, StreamKey, Subscriber, stream_options
 from core.totals import Row
 from tests.unit.world import Client, World, counts_of, result
+
+pytestmark = pytest.mark.logs("Commit failed")
 
 USERS = st.sampled_from([7, 7, 7, 8])
 STRATEGIES = st.sampled_from([1, 2, 3])
@@ -163,14 +166,15 @@ class Streams(RuleBasedStateMachine):
         self._any(data, lambda client: not client.is_open).reconnect()
 
     @precondition(lambda self: any(not client.is_open for client in self.clients))
-    @rule(data=st.data(), strategy_id=STRATEGIES, results=RESULTS)
+    @rule(data=st.data(), before=STRATEGIES, meanwhile=STRATEGIES, results=RESULTS)
     def resume_while_a_batch_is_published(
-        self, data: st.DataObject, strategy_id: int, results: list[BatchResult]
+        self, data: st.DataObject, before: int, meanwhile: int, results: list[BatchResult]
     ) -> None:
-        self.reads_wait()
         client = self._any(data, lambda client: not client.is_open)
+        self.emit_and_publish(client.user_id, before, results)
+        self.reads_wait()
         client.reconnect()
-        self.emit_and_publish(client.user_id, strategy_id, results)
+        self.emit_and_publish(client.user_id, meanwhile, results)
         self.reads_return()
 
     @precondition(lambda self: any(not client.is_open for client in self.clients))
@@ -256,17 +260,17 @@ def id_above_what_was_sent() -> Iterator[None]:
 
 @contextmanager
 def journal_read_before_registering() -> Iterator[None]:
-    async def resume(self: Hub, subscriber: Subscriber, user: User, n: int, prologue: bytes) -> None:
+    async def resume(self: Hub, subscriber: Subscriber, user: User, n: int) -> None:
         moved = [key.strategy_id for key in subscriber.keys.values() if key.head.n > n]
         rows = await self.journal.rows_at(user.user_id, n, moved)
         marks = {key.strategy_id: key.head for key in subscriber.keys.values()}
         for strategy_id, row in rows.items():
             if row is None:
-                self._start_at_head(subscriber, user, prologue, "trimmed")
+                self._start_at_head(subscriber, user, "trimmed")
                 return
             marks[strategy_id] = row
         if not subscriber.has_ended:
-            self._begin(subscriber, prologue, n, marks, None, resumed=True)
+            self._begin(subscriber, n, marks, None, resumed=True)
 
     with mock.patch.object(Hub, "_resume", resume):
         yield
@@ -325,18 +329,18 @@ def frame_written_over_an_unsent_rest() -> Iterator[None]:
 
 @contextmanager
 def published_although_the_commit_failed() -> Iterator[None]:
-    original = Hub._publish_call
+    original = Hub._steps_of
 
-    def publish(self: Hub, call: object) -> Iterator[None]:
-        if call.failure is not None:  # type: ignore[attr-defined]
-            for entry in call.entries:  # type: ignore[attr-defined]
+    def steps_of(self: Hub, call: EmitCall) -> list[Callable[[], None]]:
+        if call.failure is not None:
+            for entry in call.entries:
                 user = self.registry.user(entry.user_id)
                 if user is not None:
-                    key = user.key(entry.strategy_id)
-                    self._announce(user, user.publish(key.head.next(user.n + 1, 0, entry.summaries)))
-        return original(self, call)  # type: ignore[arg-type]
+                    row = user.key(entry.strategy_id).head.next(user.n + 1, 0, entry.summaries)
+                    self._publisher.announce(user, user.publish(row))
+        return original(self, call)
 
-    with mock.patch.object(Hub, "_publish_call", publish):
+    with mock.patch.object(Hub, "_steps_of", steps_of):
         yield
 
 
@@ -356,4 +360,4 @@ def published_although_the_commit_failed() -> Iterator[None]:
 )
 def test_the_machine_sees_a_planted_mistake(mistake: Callable[[], AbstractContextManager[None]]) -> None:
     with mistake(), pytest.raises((AssertionError, json.JSONDecodeError)):
-        run(max_examples=400, phases=[Phase.generate])
+        run(max_examples=1000, phases=[Phase.generate])

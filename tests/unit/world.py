@@ -136,7 +136,7 @@ class World:
         self.heads: Counter[int] = Counter()
         self.hub = Hub(
             self.journal,
-            HubLimits(heartbeat_seconds=15, retry_ms=1000, coalesce_ms=coalesce_ms, max_connections=100),
+            HubLimits(heartbeat_seconds=15, retry_ms=1000, coalesce_ms=coalesce_ms, max_connections=1000),
             call_soon=self.steps.add,
             call_later=lambda _seconds, function: self.timers.append(function),
             clock=self._clock,
@@ -216,13 +216,11 @@ class World:
         """One call with these (user, strategy, results)."""
 
         async def call_it() -> list[Answer]:
-            with self.hub.call("test") as call:
-                for index, (user_id, strategy_id, results) in enumerate(batches):
-                    key = keys[index] if index < len(keys) else None
-                    await self.hub.emit_order_batch_update(
-                        user_id, strategy_id, results, call=call, idempotency_key=key
-                    )
-                return await self.hub.commit(call)
+            call = EmitCall("test")
+            for index, (user_id, strategy_id, results) in enumerate(batches):
+                key = keys[index] if index < len(keys) else None
+                await self.hub.emit_order_batch_update(user_id, strategy_id, results, call=call, idempotency_key=key)
+            return await self.hub.commit(call)
 
         return self.start(call_it())
 
@@ -289,8 +287,9 @@ class Client:
         self._expects_first = True
 
         async def open_it() -> None:
-            async with self.world.hub.user(self.user_id) as user:
-                await self.world.hub.open(connection, user, self.strategies, last_event_id)
+            async with self.world.hub.holding(self.user_id) as user:
+                if not connection.has_ended:
+                    await self.world.hub.open(connection, user, self.strategies, last_event_id)
 
         self.world.start(open_it())
 

@@ -1,0 +1,187 @@
+"""The hub on moments that a random walk seldom meets."""
+
+import pytest
+
+from core.errors import Draining, InternalError
+from core.hub import EmitCall, Hub
+from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
+from core.subscriber import State, stream_options
+from tests.unit.world import Client, FakeConnection, World, result
+
+PLAIN = stream_options(chunked=False)
+
+
+def crowd(world: World, count: int) -> list[Client]:
+    """So many clients of one key, all up to date."""
+    clients = [Client(world, 7, (3,), PLAIN) for _ in range(count)]
+    for client in clients:
+        client.connect()
+    world.settle()
+    return clients
+
+
+def emit_and_begin_to_publish(world: World) -> None:
+    """A step that is over before it reaches the end of a crowd."""
+    world.seconds_a_look = STEP_SECONDS
+    world.emit((7, 3, [result()]))
+    world.commit()
+
+
+def test_a_stream_that_opens_during_a_pass_gets_the_next_batch_too() -> None:
+    world = World()
+    crowd(world, 3 * WRITES_BETWEEN_LOOKS)
+    emit_and_begin_to_publish(world)
+    assert world.steps.due, "the pass is not complete"
+    newcomer = Client(world, 7, (3,), PLAIN)
+    newcomer.connect()
+    emit_and_begin_to_publish(world)
+    world.seconds_a_look = 0
+    world.settle()
+
+    newcomer.read()
+    newcomer.check_is_complete()
+    world.close()
+
+
+def test_a_pass_goes_on_where_it_stands_when_the_head_moves() -> None:
+    world = World()
+    clients = crowd(world, 3 * WRITES_BETWEEN_LOOKS)
+    emit_and_begin_to_publish(world)
+    emit_and_begin_to_publish(world)
+    world.steps.run_one()
+    clients[-1].read()
+
+    assert clients[-1].events[-1] == "order_batch_update", "the end of the list is not starved"
+    world.seconds_a_look = 0
+    world.settle()
+    for client in clients:
+        client.read()
+        client.check_is_complete()
+    world.close()
+
+
+class Broken(FakeConnection):
+    """A connection whose transport has a bug."""
+
+    is_broken = False
+
+    def transmit(self, data: bytes | memoryview) -> int:
+        if self.is_broken:
+            raise RuntimeError("a bug")
+        return super().transmit(data)
+
+
+@pytest.mark.logs("Fan-out failed")
+def test_a_fault_ends_one_stream_and_harms_no_other_and_no_answer() -> None:
+    world = World()
+    before, after = crowd(world, 2)
+    broken = Broken(7, PLAIN)
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(broken, user, (3,), None)
+
+    world.start(open_it())
+    late = crowd(world, 1)[0]
+    broken.is_broken = True
+    answer = world.emit_now(7, 3)
+
+    assert answer.connections == 4  # type: ignore[union-attr]  # accepted
+    assert broken.state is State.CLOSED
+    assert world.hub.closed == {"fault": 1}
+    for client in (before, after, late):
+        client.read()
+        client.check_is_complete()
+    world.close()
+
+
+def test_a_fault_while_publishing_answers_its_call_and_lets_the_next_one_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "_answer", lambda *_: 1 / 0)
+        failing = world.emit((7, 3, [result()]))
+        with pytest.raises(ZeroDivisionError):
+            world.commit()
+        world.spin()
+
+    assert isinstance(failing.exception(), InternalError)
+    assert world.emit_now(7, 3).position.endswith("-2")  # type: ignore[union-attr]  # accepted
+    world.tasks.remove(failing)
+    world.close()
+
+
+def test_a_stream_whose_user_is_still_being_loaded_is_refused_when_the_server_drains() -> None:
+    world = World()
+
+    async def open_it() -> None:
+        async with world.hub.holding(7):
+            raise AssertionError("it was let in")
+
+    opening = world.loop.create_task(open_it())
+    world.spin()
+    world.hub.is_draining = True
+    world.commit()
+
+    assert isinstance(opening.exception(), Draining)
+    assert world.hub.registry.user(7) is None
+    world.close()
+
+
+def test_a_stream_that_is_opening_when_the_server_drains_gets_its_head_and_a_word() -> None:
+    world = World()
+    position = world.emit_now(7, 3).position  # type: ignore[union-attr]  # accepted
+    world.emit_now(7, 3)
+    world.journal.reads_wait = True
+    connection = FakeConnection(7, PLAIN)
+    connection.prologue = b"HTTP/1.1 200 OK\r\n\r\n"
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(connection, user, (3,), position)
+
+    world.start(open_it())
+    world.commit()
+    assert not connection.has_ended
+    world.start(world.hub.drain(5))
+    world.release_reads()
+
+    assert connection.state is State.CLOSED
+    assert connection.sent.startswith(b"HTTP/1.1 200 OK\r\n\r\nevent: stream_closing\n")
+    assert world.hub.closed == {"draining": 1}
+    world.close()
+
+
+@pytest.mark.logs("Emits still in flight")
+def test_an_emit_that_never_ends_keeps_no_stream_from_its_farewell() -> None:
+    world = World()
+    (client,) = crowd(world, 1)
+    world.hub.begin_intake()
+    world.loop.run_until_complete(world.hub.drain(0.2))
+    client.read()
+
+    assert client.events[-1] == "stream_closing"
+    world.close()
+
+
+def test_a_cancelled_caller_does_not_undo_its_commit() -> None:
+    world = World()
+    (client,) = crowd(world, 1)
+
+    async def call_it() -> None:
+        call = EmitCall("test")
+        await world.hub.emit_order_batch_update(7, 3, [result()], call=call)
+        await world.hub.commit(call)
+
+    task = world.loop.create_task(call_it())
+    world.spin()
+    task.cancel()
+    world.commit()
+    world.settle()
+    client.read()
+
+    assert task.cancelled()
+    client.check_is_complete()
+    assert client.sums[3]
+    world.close()
