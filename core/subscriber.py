@@ -156,7 +156,11 @@ class StreamKey:
             ):
                 listener.n = n
                 listener.marks = at_head
-                listener.send(frame)
+                try:
+                    listener.send(frame)
+                except BaseException:
+                    listener.close("fault")
+                    raise
                 continue
             before = listener.n
             listener.bring_up_to_date()
@@ -285,8 +289,15 @@ class Subscriber:
 
     def bring_up_to_date(self) -> None:
         """The one act. Does nothing unless the stream is READY and a key of it has moved."""
-        if self.state is State.READY and (behind := self.behind()):
-            self.send(self._take(behind))
+        if self.state is not State.READY or not (behind := self.behind()):
+            return
+        frame = self._take(behind)
+        try:
+            self.send(frame)
+        except BaseException:
+            # The marks have moved and nobody knows what left. Only the client does: let it resume.
+            self.close("fault")
+            raise
 
     def heartbeat(self, now_ms: int) -> None:
         """Show that the stream is alive. Nothing is written to one that is not READY: it would only queue."""
@@ -300,8 +311,12 @@ class Subscriber:
         """Write, and keep what the kernel does not take. Nothing is written unless the stream is READY."""
         if self.state is not State.READY:
             return
-        taken = self._transmit_or_close(data)
-        if taken is not None and taken < len(data):
+        try:
+            taken = self.transmit(data)
+        except ConnectionLost as lost:
+            self.close(lost.reason)
+            return
+        if taken < len(data):
             self._unsent = memoryview(data)[taken:]
             self._move(State.BLOCKED)
             self.watch_writable(True)
@@ -311,9 +326,14 @@ class Subscriber:
         rest = self._unsent
         if rest is None:
             return
-        taken = self._transmit_or_close(rest)
-        if taken is None:
+        try:
+            taken = self.transmit(rest)
+        except ConnectionLost as lost:
+            self.close(lost.reason)
             return
+        except BaseException:
+            self.close("fault")
+            raise
         if taken < len(rest):
             self._unsent = rest[taken:]
             return
@@ -350,18 +370,6 @@ class Subscriber:
         self.release()
         if self.on_closed is not None:
             self.on_closed(self, reason)
-
-    def _transmit_or_close(self, data: bytes | memoryview) -> int | None:
-        """How many bytes the transport took; None when the stream has ended over it."""
-        try:
-            return self.transmit(data)
-        except ConnectionLost as lost:
-            self.close(lost.reason)
-        except BaseException:
-            # The marks have moved and nobody knows what left. Only the client does: let it resume.
-            self.close("fault")
-            raise
-        return None
 
     def _move(self, to: State) -> None:
         if to not in _MOVES[self.state]:
