@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -264,24 +264,19 @@ class Hub:
         return [answer for answer in call.answers if answer is not None]
 
     def _deliver(self, finished: Sequence[Commit | Load]) -> None:
-        steps: list[Callable[[], None]] = []
-        for work in finished:
-            if isinstance(work, EmitCall):
-                steps += self._steps_of(work)
-            elif isinstance(work, _UserLoad):
-                steps.append(partial(self._finish_load, work))
-        self._publisher.publish(steps)
+        self._publisher.publish(step for work in finished for step in self._steps_of(work))
 
-    def _steps_of(self, call: EmitCall) -> list[Callable[[], None]]:
+    def _steps_of(self, work: Commit | Load) -> Iterator[Callable[[], None]]:
         """One step a batch; the answer goes with the last one."""
-        if call.failure is not None:
-            _log.error("Commit failed", extra={"batches": len(call.entries)})
-            return [partial(call.fail, call.failure)]
-        last = len(call.outcomes) - 1
-        return [
-            partial(self._publish, call, index, outcome, is_last=index == last)
-            for index, outcome in enumerate(call.outcomes)
-        ]
+        if isinstance(work, _UserLoad):
+            yield partial(self._finish_load, work)
+        elif isinstance(work, EmitCall) and work.failure is not None:
+            _log.error("Commit failed", extra={"batches": len(work.entries)})
+            yield partial(work.fail, work.failure)
+        elif isinstance(work, EmitCall):
+            last = len(work.outcomes) - 1
+            for index, outcome in enumerate(work.outcomes):
+                yield partial(self._publish, work, index, outcome, is_last=index == last)
 
     def _publish(self, call: EmitCall, index: int, outcome: Outcome, *, is_last: bool) -> None:
         try:

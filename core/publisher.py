@@ -8,7 +8,7 @@ does not hold up another.
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from core.registry import User
 from core.subscriber import StreamKey, Subscriber
@@ -69,13 +69,13 @@ class Publisher:
         self._call_later = call_later
         self._clock = clock
         self._deadline = 0.0
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[Iterator[Callable[[], None]]] = deque()
         self._passes: OrderedDict[StreamKey, _Pass] = OrderedDict()
         self._is_scheduled = False
 
     def publish(self, steps: Iterable[Callable[[], None]]) -> None:
         """Take these steps in order, after those that wait already; as many now as the time of a step allows."""
-        self._inbox.extend(steps)
+        self._inbox.append(iter(steps))
         self._step()
 
     def announce(self, user: User, key: StreamKey) -> None:
@@ -115,7 +115,11 @@ class Publisher:
         self._deadline = self._clock() + STEP_SECONDS
         try:
             while self._inbox and self._clock() <= self._deadline:
-                self._inbox.popleft()()
+                step = next(self._inbox[0], None)
+                if step is None:
+                    self._inbox.popleft()
+                else:
+                    step()
             # Time of their own: a busy journal must not starve those who lag.
             self._deadline = self._clock() + STEP_SECONDS
             while self._passes and self._clock() <= self._deadline:

@@ -312,28 +312,37 @@ def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: s
     """The owner's three lines, one set a call; a call of many logs its sums."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
-    sent = [answer for answer in accepted if not answer.duplicate]
-    fields = _log_fields(labels, accepted, request_id)
+    sent = summaries = repeated = skipped = 0
+    refused: Counter[str] = Counter()
+    for answer in answers:
+        if isinstance(answer, TallywireError):
+            refused[answer.code] += 1
+        elif isinstance(answer, Skipped):
+            skipped += 1
+        elif answer.duplicate:
+            repeated += 1
+        else:
+            sent += 1
+            summaries += len(answer.summaries)
+    fields = _log_fields(labels, answers[0] if answers else None, request_id)
     if sent:
-        summaries = sum(len(answer.summaries) for answer in sent)
         _log.info(f"Batch aggregation: {summaries} order types", extra=fields)
         _log.info("📦 Batch SSE sent", extra={**fields, "summaries": summaries})
-    if any(isinstance(answer, Skipped) for answer in answers):
+    if skipped:
         _log.info("No successful orders - batch SSE skipped", extra=fields)
-    if len(sent) < len(accepted):
-        _log.info("Batch repeated - nothing sent", extra={**fields, "repeated": len(accepted) - len(sent)})
-    for code, refused in Counter(answer.code for answer in answers if isinstance(answer, TallywireError)).items():
-        _log.info("Batch refused", extra={**fields, "code": code, "refused": refused})
+    if repeated:
+        _log.info("Batch repeated - nothing sent", extra={**fields, "repeated": repeated})
+    for code, batches in refused.items():
+        _log.info("Batch refused", extra={**fields, "code": code, "refused": batches})
 
 
-def _log_fields(labels: Sequence[_Label], accepted: Sequence[Accepted], request_id: str) -> dict[str, object]:
+def _log_fields(labels: Sequence[_Label], first: Answer | None, request_id: str) -> dict[str, object]:
     if len(labels) != 1:
         return {"request_id": request_id, "batches": len(labels)}
     return {
         "user_id": labels[0].user_id,
         "strategy_id": labels[0].strategy_id,
-        "position": accepted[0].position if accepted else None,
+        "position": first.position if isinstance(first, Accepted) else None,
         "request_id": request_id,
     }
 

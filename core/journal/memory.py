@@ -1,8 +1,10 @@
 """The journal in memory: nothing survives the process, so each start is a new epoch. Same rules as on disk."""
 
+import math
+import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator, Iterator
 
 from msgspec import Struct
 
@@ -20,6 +22,12 @@ from core.journal.base import (
 )
 from core.models import Summary
 from core.totals import Position, Row, new_epoch
+
+SLICE_SECONDS = 0.002
+"""How long a transaction holds the loop before others get their turn: a call of 10,000 batches takes ten slices."""
+
+STEP_ENTRIES = 64
+"""Entries between two looks at the clock: about 0.2 ms."""
 
 TRIM_STEP_ROWS = 1000
 """Rows that a commit trims beyond those it adds: about a millisecond, so that a long backlog never holds the loop."""
@@ -136,7 +144,8 @@ class _Transaction:
 class MemoryJournal(Journal):
     """Keeps at most `max_rows` rows, and none older than `max_age_ms`, but always the newest of each key.
 
-    `call_soon` runs a function in a later step of the loop: what was submitted until then is one transaction.
+    `call_soon` runs a function in a later step of the loop: what was submitted until then is one transaction. `clock`
+    is monotonic seconds.
     """
 
     def __init__(
@@ -146,14 +155,18 @@ class MemoryJournal(Journal):
         max_rows: int,
         max_age_ms: int,
         idempotency_window_ms: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.epoch = new_epoch()
         self._call_soon = call_soon
+        self._clock = clock
         self._max_rows = max_rows
         self._max_age_ms = max_age_ms
         self._idempotency_window_ms = idempotency_window_ms
         self._deliver: Deliver = lambda _work: None
         self._waiting: list[Commit | Load] = []
+        self._open: Generator[None, None, list[Commit | Load]] | None = None
+        """The transaction that is being worked on; nothing of it is committed before it is complete."""
         self._users: dict[int, _UserLog] = {}
         self._kept: deque[Row] = deque()
         """Every row that trimming has not looked at, in order of commit."""
@@ -163,7 +176,7 @@ class MemoryJournal(Journal):
         self._deliver = deliver
 
     def submit(self, work: Commit | Load) -> None:
-        if not self._waiting:
+        if not self._waiting and self._open is None:
             self._call_soon(self._work)
         self._waiting.append(work)
 
@@ -175,7 +188,7 @@ class MemoryJournal(Journal):
         return KeyRecord(log.rows[-1], log.rows[log.first]) if log else None
 
     async def close(self) -> None:
-        self._work()
+        self._work_until(math.inf)
 
     def persist(self, rows: list[Row]) -> None:
         """Make a transaction durable. Here there is nothing to do; tests let it fail.
@@ -201,31 +214,57 @@ class MemoryJournal(Journal):
         return record
 
     def _work(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        commits = [work for work in waiting if isinstance(work, Commit)]
+        """Go on with the open transaction, or with the next one, for one slice of the loop."""
+        try:
+            self._work_until(self._clock() + SLICE_SECONDS)
+        finally:
+            # Also after a fault of whoever it delivers to: the others' work goes on.
+            if self._open is not None or self._waiting:
+                self._call_soon(self._work)
+
+    def _work_until(self, moment: float) -> None:
+        while (self._open is not None or self._waiting) and self._clock() <= moment:
+            if self._open is None:
+                waiting, self._waiting = self._waiting, []
+                self._open = self._transact(waiting)
+            try:
+                next(self._open)
+            except StopIteration as complete:
+                self._open = None
+                self._deliver(complete.value)
+
+    def _transact(self, work: list[Commit | Load]) -> Generator[None, None, list[Commit | Load]]:
+        """All that waited as one transaction, in steps of `STEP_ENTRIES`; answers what to deliver."""
+        commits = [each for each in work if isinstance(each, Commit)]
         transaction = _Transaction(self)
         for commit in commits:
-            commit.outcomes = [transaction.record(entry) for entry in commit.entries]
+            outcomes: list[Outcome] = []
+            for entry in commit.entries:
+                outcomes.append(transaction.record(entry))
+                if len(outcomes) % STEP_ENTRIES == 0:
+                    yield
+            commit.outcomes = outcomes
         try:
             self.persist(transaction.rows)
         except CommitFailed:
             for commit in commits:
                 commit.outcomes, commit.failure = (), OutcomeUnknown()
         else:
-            self._apply(transaction)
-        # Loads after the commits of the same turn: delivered last, they show all of them.
-        loads = [work for work in waiting if isinstance(work, Load)]
+            yield from self._apply(transaction)
+        # Loads after the commits of the same transaction: delivered last, they show all of them.
+        loads = [each for each in work if isinstance(each, Load)]
         for load in loads:
             user = self._users.get(load.user_id)
             if user is not None:
                 load.n = user.n
                 load.heads = [log.rows[-1] for log in user.keys.values()]
-        if waiting:
-            self._deliver([*commits, *loads])
+        return [*commits, *loads]
 
-    def _apply(self, transaction: _Transaction) -> None:
-        for row in transaction.rows:
+    def _apply(self, transaction: _Transaction) -> Iterator[None]:
+        for index, row in enumerate(transaction.rows, 1):
             self._append(row)
+            if index % STEP_ENTRIES == 0:
+                yield
         for key, record in transaction.remembered.items():
             # Purging goes by age from the front, so a key that is used again after its window moves to the end.
             self._remembered.pop(key, None)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from core.errors import IdempotencyConflict, OutcomeUnknown
 from core.hub import EmitCall, Hub
+from core.journal.base import Commit, Load
 from core.journal.memory import MemoryJournal
 from core.models import Accepted, BatchResult, ResetReason
 from core.publisher import STEP_SECONDS
@@ -331,14 +332,14 @@ def frame_written_over_an_unsent_rest() -> Iterator[None]:
 def published_although_the_commit_failed() -> Iterator[None]:
     original = Hub._steps_of
 
-    def steps_of(self: Hub, call: EmitCall) -> list[Callable[[], None]]:
-        if call.failure is not None:
-            for entry in call.entries:
+    def steps_of(self: Hub, work: Commit | Load) -> Iterator[Callable[[], None]]:
+        if isinstance(work, EmitCall) and work.failure is not None:
+            for entry in work.entries:
                 user = self.registry.user(entry.user_id)
                 if user is not None:
                     row = user.key(entry.strategy_id).head.next(user.n + 1, 0, entry.summaries)
                     self._publisher.announce(user, user.publish(row))
-        return original(self, call)
+        return original(self, work)
 
     with mock.patch.object(Hub, "_steps_of", steps_of):
         yield
