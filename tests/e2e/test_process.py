@@ -75,7 +75,7 @@ def test_a_signal_tells_fifty_streams_and_ends_in_order(number: signal.Signals) 
         # A stream that was blocked a moment ago may find room for its last bytes after all.
         cut = [line["connections"] for line in server.log_lines() if line["message"] == "Streams cut"]
         assert sum(cut) <= len(blocked)
-        _check_log(server, warnings={"Streams cut"})
+        _check_log(server, warnings={"Streams cut"} if cut else set())
 
 
 def test_a_stream_that_reads_again_while_the_server_leaves_is_told_everything() -> None:
