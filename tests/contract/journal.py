@@ -7,12 +7,15 @@ step, in which thread or in how many transactions it works: only what `core.jour
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from itertools import count
 from pathlib import Path
+from unittest import mock
 
 from msgspec import Struct
 
 from core.errors import IdempotencyConflict, TooManyOrderTypes
+from core.journal import memory
 from core.journal.base import Commit, Entry, IdempotencyKey, Journal, Load, Outcome, Recorded
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import Summary
@@ -45,15 +48,18 @@ class Driver(Struct, frozen=True):
     name: str
     open: Callable[[Path, Limits, Callable[[], bool]], Journal]
     can_fail: bool
+    surroundings: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered for as long as the journal lives."""
 
 
 class _MemoryJournalThatFails(MemoryJournal):
-    def __init__(self, limits: Limits, fails: Callable[[], bool]) -> None:
+    def __init__(self, limits: Limits, fails: Callable[[], bool], clock: Callable[[], float]) -> None:
         super().__init__(
             asyncio.get_running_loop().call_soon,
             max_rows=limits.max_rows,
             max_age_ms=limits.max_age_ms,
             idempotency_window_ms=limits.idempotency_window_ms,
+            clock=clock,
         )
         self._fails = fails
 
@@ -63,10 +69,23 @@ class _MemoryJournalThatFails(MemoryJournal):
 
 
 def _open_in_memory(_directory: Path, limits: Limits, fails: Callable[[], bool]) -> Journal:
-    return _MemoryJournalThatFails(limits, fails)
+    return _MemoryJournalThatFails(limits, fails, lambda: 0.0)
 
 
-DRIVERS = (Driver("memory", _open_in_memory, can_fail=True),)
+def _open_in_slices(_directory: Path, limits: Limits, fails: Callable[[], bool]) -> Journal:
+    looks = count()
+    return _MemoryJournalThatFails(limits, fails, lambda: next(looks) * memory.SLICE_SECONDS)
+
+
+DRIVERS = (
+    Driver("memory", _open_in_memory, can_fail=True),
+    Driver(
+        "memory in slices",  # an entry or a row a slice, with the loop turning in between
+        _open_in_slices,
+        can_fail=True,
+        surroundings=lambda: mock.patch.object(memory, "STEP_ENTRIES", 1),
+    ),
+)
 
 
 class Desk:
@@ -160,9 +179,10 @@ class Desk:
 @asynccontextmanager
 async def opened(driver: Driver, directory: Path, limits: Limits | None = None) -> AsyncIterator[Desk]:
     """A fresh journal and its desk, closed at the end."""
-    desk = Desk(driver, directory, limits or Limits())
-    yield desk
-    await desk.close()
+    with driver.surroundings():
+        desk = Desk(driver, directory, limits or Limits())
+        yield desk
+        await desk.close()
 
 
 # ---- work

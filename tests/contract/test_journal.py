@@ -49,9 +49,10 @@ def _desk(driver: Driver, limits: Limits, io_loop: IOLoop, directory: Path) -> I
     async def open_it() -> None:
         desks.append(Desk(driver, directory, limits))
 
-    io_loop.run_sync(open_it)
-    yield desks[0]
-    io_loop.run_sync(desks[0].close)
+    with driver.surroundings():
+        io_loop.run_sync(open_it)
+        yield desks[0]
+        io_loop.run_sync(desks[0].close)
 
 
 each_driver = pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
@@ -223,6 +224,27 @@ def test_close_delivers_what_was_submitted(driver: Driver, tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.gen_test
+async def test_a_large_call_is_one_transaction_however_long_it_takes(journal: Desk) -> None:
+    large = journal.submit_call(*(entry(strategy_id=index % 3 + 1) for index in range(500)))
+    works: list[Commit | Load] = [large]
+    while large not in journal.delivered:
+        works += [journal.submit_call(entry(), entry(strategy_id=4, key="a")), Load(7)]
+        journal.submit(works[-1])
+        await asyncio.sleep(0)
+    await journal.delivery_of(*works)
+
+    n = 0
+    for work in journal.delivered:
+        if isinstance(work, Commit):
+            rows = [outcome.row for outcome in work.outcomes if isinstance(outcome, Recorded) and outcome.row]
+            assert [row.n for row in rows] == list(range(n + 1, n + len(rows) + 1))
+            n += len(rows)
+        else:
+            assert (work.n, max((row.n for row in work.heads), default=0)) == (n, n)
+    assert n == 500 + (len(works) - 1) // 2 + 1
+
+
 # ---- group commit
 
 
@@ -255,7 +277,7 @@ def plain(outcome: Outcome) -> object:
 
 
 @each_driver
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, report_multiple_bugs=False)
 @given(calls=CALLS)
 def test_calls_that_share_a_transaction_come_to_the_same_as_one_by_one(
     driver: Driver, calls: list[list[Entry]]
@@ -711,7 +733,7 @@ TURNS = st.lists(
 
 
 @each_driver
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, report_multiple_bugs=False)
 @given(turns=TURNS, limits=st.sampled_from([Limits(), Limits(max_rows=3), Limits(max_rows=1)]))
 def test_a_journal_says_what_a_list_of_all_batches_says(driver: Driver, turns: list[Turn], limits: Limits) -> None:
     async def scenario() -> None:

@@ -132,13 +132,14 @@ def test_order_types_stand_in_the_order_in_which_the_batch_first_counts_them() -
         [
             result(False, "STOP_MARKET"),
             result(order_type="MARKET", event_type="order_filled"),
-            result(order_type="LIMIT", event_type=CANCELLED),
+            result(order_type="STOP_LIMIT", event_type=CANCELLED),
             result(order_type="MARKET"),
             result(order_type="LIMIT"),
+            result(order_type="STOP_LIMIT"),
         ]
     )
 
-    assert aggregation.summaries == (Summary("LIMIT", 1, 1), Summary("MARKET", 1, 0))
+    assert aggregation.summaries == (Summary("STOP_LIMIT", 1, 1), Summary("MARKET", 1, 0), Summary("LIMIT", 1, 0))
 
 
 def test_the_example_of_the_design_counts_as_it_says() -> None:
@@ -158,8 +159,13 @@ def test_a_batch_without_results_comes_to_nothing() -> None:
 # ---- properties
 
 ANYTHING: st.SearchStrategy[object] = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3))
+COUNTED = st.builds(
+    result, st.just(True), st.sampled_from(["LIMIT", "MARKET", "STOP_LIMIT"]), st.sampled_from([CREATED, CANCELLED])
+)
 RESULTS = st.lists(
     st.one_of(
+        COUNTED,
+        COUNTED,
         st.builds(
             result,
             st.sampled_from([True, True, True, False, None, "true"]),
