@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,6 +32,11 @@ from handlers.base import Services
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: a crowd that reconnects is not turned away."""
+
+MAX_PORT = 65535
+
+RESERVED_DESCRIPTORS = 128
+"""For everything that is no stream: listeners, emits, health checks, the log, requests that are being refused."""
 
 MAX_HEADER_BYTES = 16 * 1024
 PUBLIC_IDLE_SECONDS = 10
@@ -58,10 +64,12 @@ class Address(Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Raises SettingsError."""
+        """Raises ValueError, saying what is wrong."""
         host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isdigit() or int(port) > 65535:
-            raise SettingsError(f"{text!r} is not an address; write HOST:PORT, for example 127.0.0.1:8080")
+        if not colon or not host or not port.isdigit():
+            raise ValueError("write HOST:PORT, for example 127.0.0.1:8080")
+        if int(port) > MAX_PORT:
+            raise ValueError(f"a port is at most {MAX_PORT}")
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
     @property
@@ -99,7 +107,14 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     on_ready(base_url(listeners.public), base_url(listeners.internal))
-    _log.info("Ready", extra={"public": base_url(listeners.public), "internal": base_url(listeners.internal)})
+    _log.info(
+        "Ready",
+        extra={
+            "public": base_url(listeners.public),
+            "internal": base_url(listeners.internal),
+            "max_connections": hub.limits.max_connections,
+        },
+    )
     await stop.wait()
     _log.info("Stopping", extra={"connections": len(hub.registry)})
     for server in servers:
@@ -117,8 +132,18 @@ def build_hub(settings: Settings, loop: asyncio.AbstractEventLoop) -> Hub:
         max_age_ms=settings.keep_hours * hour_ms,
         idempotency_window_ms=settings.idempotency_hours * hour_ms,
     )
-    limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, settings.max_connections)
+    max_connections = min(settings.max_connections, available_connections())
+    limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, max_connections)
     return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later)
+
+
+def available_connections() -> int:
+    """How many streams the descriptor limit leaves room for, after raising it as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard not in (soft, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED_DESCRIPTORS)
 
 
 def bind(settings: Settings) -> Listeners:
@@ -163,7 +188,10 @@ def base_url(sockets: list[socket.socket]) -> str:
 
 
 def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
-    address = Address.parse(text)
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
     if not address.is_loopback and listener not in settings.insecure:
         raise SettingsError(
             f"{listener}_listen is {text}, which others can reach, and nobody would be asked who they are. "

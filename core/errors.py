@@ -83,7 +83,9 @@ class RouteNotFound(Refused):
     title = "There is nothing here"
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"No route {path} on this listener.")
+        super().__init__(
+            f"No route {path} on this listener: /stream is on the public one, what begins with /internal on the other."
+        )
 
 
 class MethodNotAllowed(Refused):
@@ -141,7 +143,10 @@ class StrategyIdMissing(Refused):
 
     def __init__(self) -> None:
         message = "strategy_id is missing or zero"
-        super().__init__(f"{message}: nobody could be told.", (FieldProblem("$.strategy_id", message),))
+        super().__init__(
+            f"{message}; a batch goes to whoever listens to its user and strategy, so it needs both.",
+            (FieldProblem("$.strategy_id", message),),
+        )
 
 
 class TooManyResults(Refused):

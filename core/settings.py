@@ -66,7 +66,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_connections: Annotated[
         int,
         Meta(
-            description="Open streams at most. The descriptor limit of the process must be above it.",
+            description="Open streams at most; fewer where the descriptor limit of the process leaves no room.",
             ge=1,
             le=10_000_000,
         ),

@@ -110,6 +110,7 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: object) -> None:
         """Every refusal and every fault as RFC 9457 problem+json."""
         error = self._error_of(status_code, kwargs.get("exc_info"))
+        self.log_refusal(error)
         self.set_status(error.status, HTTPStatus(error.status).phrase)
         self.set_cors_headers()
         self.set_header("X-Request-Id", self.request_id)
@@ -132,6 +133,20 @@ class BaseHandler(RequestHandler):
             "Uncaught exception",
             exc_info=(typ, value, tb) if typ and value else None,
             extra={"request_id": self.request_id, "method": self.request.method, "path": self.request.path},
+        )
+
+    def log_refusal(self, error: TallywireError) -> None:
+        """The line that the request id of a refusal leads to."""
+        _log.info(
+            "Request refused",
+            extra={
+                "request_id": self.request_id,
+                "method": self.request.method,
+                "path": self.request.path,
+                "status": error.status,
+                "code": error.code,
+                "detail": error.detail,
+            },
         )
 
     def allowed_methods(self) -> tuple[str, ...]:
@@ -179,5 +194,5 @@ def log_request(handler: RequestHandler) -> None:
 def identifier(name: str, value: str) -> int:
     """The id that a query parameter or a path names. Raises InvalidQuery."""
     if not (value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= MAX_ID):
-        raise InvalidQuery(name, f"must be an integer from 1 to {MAX_ID}")
+        raise InvalidQuery(name, f"must be an integer from 1 to {MAX_ID}, not {value[:40]!r}")
     return int(value)

@@ -242,6 +242,8 @@ def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
 
 def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult | FieldProblem]]:
     size_bytes = len(memoryview(encoded))
+    if not size_bytes:
+        raise MalformedBody("The body is empty.")
     if size_bytes > MAX_BATCH_BYTES:
         raise BodyTooLarge(MAX_BATCH_BYTES, "The batch")
     if isinstance(encoded, bytes) and not encoded.isascii() and codec is _CODECS[_JSON]:

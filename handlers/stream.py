@@ -157,6 +157,7 @@ class StreamHandler(BaseHandler):
         """A native EventSource gives up for good on any status but 200, so it is told to come back within one."""
         if not _accepts_event_stream(self.request.headers.get("Accept", "")):
             raise refusal
+        self.log_refusal(refusal)
         for name, value in STREAM_HEADERS:
             self.set_header(name, value)
         self.finish(self.services.hub.closing_block("busy", options))

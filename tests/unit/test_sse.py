@@ -312,6 +312,15 @@ def test_blocks_are_read_as_a_browser_reads_them(stream: bytes, events: list[tup
     assert parsed(single_bytes(stream)) == expected
 
 
+def test_a_block_of_an_id_alone_moves_the_position_and_dispatches_nothing() -> None:
+    parser = EventParser(position(1))
+
+    assert parser.feed(b"id: 1k7q2m9x4v0ce-2\n") == []
+    assert parser.last_event_id == position(1)
+    assert parser.feed(b"\n") == []
+    assert parser.last_event_id == position(2)
+
+
 def test_a_bom_at_the_start_is_not_part_of_the_first_line() -> None:
     stream = b"\xef\xbb\xbfdata: a\n\n"
 

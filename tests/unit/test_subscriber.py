@@ -437,6 +437,22 @@ def test_one_key_behind_is_an_update_and_several_are_one_catch_up() -> None:
     assert json.loads(update.data)["stream"]["after"] == f"{EPOCH}-2"
 
 
+@pytest.mark.parametrize("followed", [(3, 4), None], ids=["several", "everything"])
+def test_after_a_catch_up_each_key_owes_only_what_came_later(followed: tuple[int, ...] | None) -> None:
+    one_user = OneUser()
+    line = one_user.add(Line(), followed)
+    one_user.publish(4, Summary("LIMIT", 1, 0))
+    one_user.emit(3, Summary("LIMIT", 2, 0))
+    line.take_sent()
+
+    one_user.emit(3, Summary("LIMIT", 30, 0))
+    one_user.emit(4, Summary("LIMIT", 40, 0))
+
+    updates = [json.loads(event.data) for event in events(line.take_sent())]
+    assert [update["stream"]["batches"] for update in updates] == [1, 1]
+    assert [update["data"]["summaries"][0]["created"] for update in updates] == [30, 40]
+
+
 def test_a_stream_that_is_up_to_date_is_sent_nothing() -> None:
     one_user = OneUser()
     line = one_user.add(Line())
@@ -773,11 +789,30 @@ def test_a_single_key_stream_keeps_no_mapping_of_its_own() -> None:
     one_user = OneUser()
     one_user.publish()
     lines = [one_user.add(Line()), one_user.add(Line(), at=0), one_user.add(Line())]
+    key = one_user.user.keys[3]
+    assert all(line.marks is key.at_head for line in lines)
+
     one_user.emit()
 
-    key = one_user.user.keys[3]
     assert all(line.keys is key.alone for line in lines)
     assert all(line.marks is key.at_head for line in lines)
+
+
+@pytest.mark.parametrize("followed", [(3, 4), None], ids=["several", "everything"])
+def test_a_stream_of_more_keys_is_not_taken_for_one_of_a_single_key(followed: tuple[int, ...] | None) -> None:
+    one_user = OneUser()
+    one_user.publish(4)
+    one_user.publish(3)
+    lines = [one_user.add(Line()), one_user.add(Line(), followed), one_user.add(Line())]
+    one_user.publish(4)
+    one_user.emit(3)
+
+    assert [[event.event for event in events(bytes(line.sent))] for line in lines] == [
+        ["order_batch_update"],
+        ["order_batch_catch_up"],
+        ["order_batch_update"],
+    ]
+    assert sorted(lines[1].marks) == [3, 4]
 
 
 # ---- many at once
@@ -835,7 +870,7 @@ def seen(line: Line) -> tuple[object, ...]:
     return bytes(line.sent), line.state, line.n, line.marks, line.unsent_bytes, line.is_watched, line.endings
 
 
-@settings(deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(STANDS, max_size=8),
     st.lists(st.sampled_from([3, 3, 4, 5]), min_size=1, max_size=6),
