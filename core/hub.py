@@ -445,7 +445,10 @@ class Hub:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
         now_ms = self._now_ms()
         for subscriber in self._wheel.advance():
-            subscriber.heartbeat(now_ms)
+            try:
+                subscriber.heartbeat(now_ms)
+            except Exception:
+                _log.exception("Heartbeat failed")
 
     def _jittered_retry_ms(self) -> int:
         # Half to one and a half: clients that lost the server together do not come back together.
@@ -483,7 +486,10 @@ class Hub:
         random.shuffle(leaving)
         spread_ms = DRAIN_RETRY_MS_EACH * len(leaving)
         for subscriber in leaving:
-            self._finish(subscriber, "draining", spread_ms)
+            try:
+                self._finish(subscriber, "draining", spread_ms)
+            except Exception:
+                _log.exception("Farewell failed")
             await self.slices.breathe()
 
     def _finish(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:

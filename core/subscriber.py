@@ -156,11 +156,7 @@ class StreamKey:
             ):
                 listener.n = n
                 listener.marks = at_head
-                try:
-                    listener.send(frame)
-                except BaseException:
-                    listener.close("fault")
-                    raise
+                listener.send(frame)
                 continue
             before = listener.n
             listener.bring_up_to_date()
@@ -280,6 +276,8 @@ class Subscriber:
 
     def begin(self, opening: bytes, n: int, marks: dict[int, Row]) -> None:
         """Leave OPENING: write the first event, then whatever was published since `n`."""
+        if self.state is not State.OPENING:
+            raise AssertionError(f"{self.state} has begun")
         self.n = n
         self.marks = marks
         self._move(State.READY)
@@ -289,15 +287,8 @@ class Subscriber:
 
     def bring_up_to_date(self) -> None:
         """The one act. Does nothing unless the stream is READY and a key of it has moved."""
-        if self.state is not State.READY or not (behind := self.behind()):
-            return
-        frame = self._take(behind)
-        try:
-            self.send(frame)
-        except BaseException:
-            # The marks have moved and nobody knows what left. Only the client does: let it resume.
-            self.close("fault")
-            raise
+        if self.state is State.READY and (behind := self.behind()):
+            self.send(self._take(behind))
 
     def heartbeat(self, now_ms: int) -> None:
         """Show that the stream is alive. Nothing is written to one that is not READY: it would only queue."""
@@ -313,13 +304,16 @@ class Subscriber:
             return
         try:
             taken = self.transmit(data)
+            if taken < len(data):
+                self._unsent = memoryview(data)[taken:]
+                self._move(State.BLOCKED)
+                self.watch_writable(True)
         except ConnectionLost as lost:
             self.close(lost.reason)
-            return
-        if taken < len(data):
-            self._unsent = memoryview(data)[taken:]
-            self._move(State.BLOCKED)
-            self.watch_writable(True)
+        except BaseException:
+            # The marks have moved and nobody knows what left. Only the client does: let it resume.
+            self.close("fault")
+            raise
 
     def continue_sending(self) -> None:
         """The transport takes bytes again: send the rest, then everything missed meanwhile as one frame."""
@@ -358,8 +352,12 @@ class Subscriber:
         self._move(State.CLOSING)
         self._ending = reason
         self._unsent = memoryview(unsent + owed + farewell)
-        self.watch_writable(True)
-        self.continue_sending()
+        try:
+            self.watch_writable(True)
+            self.continue_sending()
+        except BaseException:
+            self.close("fault")
+            raise
 
     def close(self, reason: CloseReason) -> None:
         """End the stream at once; harmless when it has ended."""

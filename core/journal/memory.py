@@ -1,5 +1,6 @@
 """The journal in memory: nothing survives the process, so each start is a new epoch. Same rules as on disk."""
 
+import logging
 import math
 import time
 from bisect import bisect_right
@@ -31,6 +32,9 @@ STEP_ENTRIES = 64
 
 TRIM_STEP_ROWS = 1000
 """Rows that a commit trims beyond those it adds: about a millisecond, so that a long backlog never holds the loop."""
+
+
+_log = logging.getLogger("tallywire.journal")
 
 
 class CommitFailed(Exception):
@@ -236,21 +240,13 @@ class MemoryJournal(Journal):
     def _transact(self, work: list[Commit | Load]) -> Generator[None, None, list[Commit | Load]]:
         """All that waited as one transaction, in steps of `STEP_ENTRIES`; answers what to deliver."""
         commits = [each for each in work if isinstance(each, Commit)]
-        transaction = _Transaction(self)
-        for commit in commits:
-            outcomes: list[Outcome] = []
-            for entry in commit.entries:
-                outcomes.append(transaction.record(entry))
-                if len(outcomes) % STEP_ENTRIES == 0:
-                    yield
-            commit.outcomes = outcomes
         try:
-            self.persist(transaction.rows)
-        except CommitFailed:
+            yield from self._commit(commits)
+        except Exception as error:
+            if not isinstance(error, CommitFailed):
+                _log.exception("Transaction failed")
             for commit in commits:
                 commit.outcomes, commit.failure = (), OutcomeUnknown()
-        else:
-            yield from self._apply(transaction)
         # Loads after the commits of the same transaction: delivered last, they show all of them.
         loads = [each for each in work if isinstance(each, Load)]
         for load in loads:
@@ -259,6 +255,18 @@ class MemoryJournal(Journal):
                 load.n = user.n
                 load.heads = [log.rows[-1] for log in user.keys.values()]
         return [*commits, *loads]
+
+    def _commit(self, commits: list[Commit]) -> Iterator[None]:
+        transaction = _Transaction(self)
+        for commit in commits:
+            outcomes: list[Outcome] = []
+            for entry in commit.entries:
+                outcomes.append(transaction.record(entry))
+                if len(outcomes) % STEP_ENTRIES == 0:
+                    yield
+            commit.outcomes = outcomes
+        self.persist(transaction.rows)
+        yield from self._apply(transaction)
 
     def _apply(self, transaction: _Transaction) -> Iterator[None]:
         for index, row in enumerate(transaction.rows, 1):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.errors import Draining, InternalError
+from core.errors import Draining, InternalError, OutcomeUnknown
+from core.heartbeat import SLOTS
 from core.hub import EmitCall, Hub
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
 from core.subscriber import State, stream_options
@@ -184,4 +185,42 @@ def test_a_cancelled_caller_does_not_undo_its_commit() -> None:
     assert task.cancelled()
     client.check_is_complete()
     assert client.sums[3]
+    world.close()
+
+
+@pytest.mark.logs("Transaction failed", "Commit failed")
+def test_a_fault_of_the_journal_answers_who_waits_and_lets_the_next_commit_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(world.journal), "persist", lambda *_: 1 / 0)
+        failing = world.emit((7, 3, [result()]))
+        world.commit()
+    world.spin()
+
+    assert isinstance(failing.exception(), OutcomeUnknown)
+    assert world.emit_now(7, 3).position.endswith("-1")  # type: ignore[union-attr]  # accepted
+    world.close()
+
+
+@pytest.mark.logs("Heartbeat failed")
+def test_a_fault_in_a_heartbeat_ends_that_stream_only() -> None:
+    world = World()
+    broken, sound = Broken(7, PLAIN), Client(world, 7, (3,), stream_options(event_heartbeat=True, chunked=False))
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(broken, user, (3,), None)
+
+    world.start(open_it())
+    sound.connect()
+    world.commit()
+    broken.is_broken = True
+    for _ in range(SLOTS):
+        world.run_timers()
+    sound.read()
+
+    assert broken.state is State.CLOSED
+    assert sound.events == ["stream_open", "stream_heartbeat"]
     world.close()
