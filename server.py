@@ -4,6 +4,7 @@ Run `python server.py serve`, or `tallywire serve` once installed.
 """
 
 import asyncio
+import errno
 import gc
 import ipaddress
 import logging
@@ -198,11 +199,24 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
             f"Listen on 127.0.0.1, or say --insecure={listener} if the network is closed otherwise."
         )
     try:
-        return bind_sockets(address.port, address.host, backlog=BACKLOG)
+        sockets = bind_sockets(
+            address.port, "127.0.0.1" if address.host == "localhost" else address.host, backlog=BACKLOG
+        )
+        return [*sockets, *_also_over_ipv6(sockets)] if address.host == "localhost" else sockets
     except OSError as error:
         raise SettingsError(
             f"{listener}_listen {text}: {error.strerror}. Choose another address with --{listener}-listen."
         ) from error
+
+
+def _also_over_ipv6(sockets: list[socket.socket]) -> list[socket.socket]:
+    """`localhost` on the port of these sockets over IPv6, which many resolvers try first; nothing without IPv6."""
+    try:
+        return bind_sockets(sockets[0].getsockname()[1], "::1", backlog=BACKLOG)
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return []
+        raise
 
 
 def _bound_kernel_buffers(sockets: list[socket.socket], settings: Settings) -> None:
