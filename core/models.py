@@ -50,7 +50,7 @@ class Batch(Struct, frozen=True):
     idempotency_key: str | None = None
 
 
-class Accepted(Struct, frozen=True, tag_field="status", tag="accepted", omit_defaults=False):
+class Accepted(Struct, frozen=True, tag_field="status", tag="accepted"):
     """The batch is in the journal and every connection of its key has been or will be told.
 
     `connections`: registered under the key at that moment. `duplicate`: this is the answer to an earlier

@@ -142,8 +142,8 @@ class StreamKey:
         """`Subscriber.bring_up_to_date` for each of them, the comparison made once for those that stand alike.
 
         Of a thousand connections on one key nearly all follow that key only, from the same position, with the same
-        options: what the first of them was owed is what the next one is owed. That takes 1 us a frame instead of
-        5, next to 8 in the kernel. It gives nothing up: whoever differs in anything takes the long way.
+        options: what the first of them was owed is what the next one is owed. Half a microsecond of Python a frame
+        instead of five, beside 6.4 for the system call. It gives nothing up: whoever differs takes the long way.
         """
         alone, at_head, n = self.alone, self.at_head, self.head.n
         after, options, frame = -1, None, b""
