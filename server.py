@@ -13,8 +13,8 @@ import resource
 import signal
 import socket
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -25,9 +25,13 @@ from tornado.netutil import bind_sockets
 from core import settings as known_settings
 from core.cli import tallywire
 from core.hub import Hub, HubLimits
+from core.journal import memory
+from core.journal.base import HOUR_MS, Journal, JournalError, JournalFailed, JournalLimits
 from core.journal.memory import MemoryJournal
+from core.journal.sqlite.driver import SqliteJournal
 from core.logs import start_logging
 from core.settings import Settings, SettingsError
+from core.statistics import HourlyNotices
 from handlers import routes
 from handlers.base import Services
 
@@ -94,16 +98,29 @@ class Listeners(Struct, frozen=True):
 async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then leave in order. `on_ready` gets both base URLs.
 
-    Raises SettingsError when an address cannot be used.
+    Raises SettingsError when an address cannot be used, JournalError when the journal cannot, and JournalFailed, after
+    the streams have been told to go, when it cannot be trusted any more.
     """
-    listeners = bind(settings)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _leave_or_quit, stop)
-    hub = build_hub(settings, loop)
-    hub.start()
+    journal = open_journal(settings, loop)
+    try:
+        listeners = bind(settings)
+    except SettingsError:
+        await journal.close()
+        raise
+    hub = build_hub(settings, journal, loop)
+    failures: list[JournalFailed] = []
+
+    def end(failed: JournalFailed) -> None:
+        failures.append(failed)
+        stop.set()
+
+    hub.start(end)
     servers = start_servers(settings, hub, listeners)
+    notices = loop.create_task(HourlyNotices(hub).run())
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -114,25 +131,42 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
             "public": base_url(listeners.public),
             "internal": base_url(listeners.internal),
             "max_connections": hub.limits.max_connections,
+            "durability": settings.durability,
+            "epoch": journal.epoch,
         },
     )
     await stop.wait()
+    notices.cancel()
+    with suppress(asyncio.CancelledError):
+        await notices
     _log.info("Stopping", extra={"connections": len(hub.registry)})
     for server in servers:
         server.stop()
     await leave(settings, hub, servers)
+    if failures:
+        raise failures[0]
     _log.info("Stopped")
 
 
-def build_hub(settings: Settings, loop: asyncio.AbstractEventLoop) -> Hub:
-    """The journal and the use cases on it."""
-    hour_ms = 3_600_000
-    journal = MemoryJournal(
-        loop.call_soon,
-        max_rows=settings.keep_rows,
-        max_age_ms=settings.keep_hours * hour_ms,
-        idempotency_window_ms=settings.idempotency_hours * hour_ms,
+def open_journal(settings: Settings, loop: asyncio.AbstractEventLoop) -> Journal:
+    """The journal that the settings ask for. Raises JournalError."""
+    if settings.durability == "none":
+        return MemoryJournal(loop.call_soon, _journal_limits(settings, most_rows=memory.MOST_ROWS))
+    path = known_settings.journal_path(settings, os.environ)
+    return SqliteJournal(path, settings.durability, _journal_limits(settings), loop)
+
+
+def _journal_limits(settings: Settings, most_rows: int = sys.maxsize) -> JournalLimits:
+    return JournalLimits(
+        max_rows=min(settings.keep_rows, most_rows),
+        max_age_ms=settings.keep_hours * HOUR_MS,
+        idempotency_window_ms=settings.idempotency_hours * HOUR_MS,
+        max_bytes=settings.keep_bytes,
     )
+
+
+def build_hub(settings: Settings, journal: Journal, loop: asyncio.AbstractEventLoop) -> Hub:
+    """The use cases on a journal."""
     max_connections = min(settings.max_connections, available_connections())
     limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, max_connections)
     return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later)
@@ -277,23 +311,24 @@ def _option(field: known_settings.SettingField) -> click.Option:
 def _run(config: Path | None, examples: bool, **flags: object) -> None:
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     try:
-        settings = known_settings.load(_read_file(config), os.environ, given)
-        handler = start_logging(settings.log_level, settings.log_format, sys.stderr)
-        try:
+        settings = known_settings.load(known_settings.read_file(config), os.environ, given)
+        with _logging(settings):
             asyncio.run(serve(settings, on_ready=_print_examples if examples else lambda _public, _internal: None))
-        finally:
-            handler.close()
-    except SettingsError as error:
+    except (SettingsError, JournalError) as error:
         raise click.ClickException(str(error)) from error
+    except JournalFailed as error:
+        click.echo(f"Error: {error}. Start the server again; it will do so.", err=True)
+        # Not by the usual way out: that would close the connection to a journal that cannot be trusted.
+        os._exit(1)
 
 
-def _read_file(path: Path | None) -> Mapping[str, object]:
-    if path is None:
-        return {}
+@contextmanager
+def _logging(settings: Settings) -> Iterator[None]:
+    handler = start_logging(settings.log_level, settings.log_format, sys.stderr)
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"the settings file {path}: {error}") from error
+        yield
+    finally:
+        handler.close()
 
 
 def _print_examples(public: str, internal: str) -> None:

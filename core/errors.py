@@ -21,6 +21,8 @@ The tree::
     ├── Unavailable                    our state: 503, repeat later
     │   ├── Busy                       503 busy
     │   ├── Draining                   503 draining
+    │   ├── DiskFull                   503 disk_full
+    │   ├── JournalFull                503 journal_full
     │   └── OutcomeUnknown             503 outcome_unknown (repeat with the same key)
     └── InternalError                  500 internal_error
 
@@ -219,6 +221,31 @@ class Draining(Unavailable):
         super().__init__("The server is shutting down; call again, another one will answer.")
 
 
+class DiskFull(Unavailable):
+    code = "disk_full"
+    title = "The journal's disk is full"
+    retry_after_seconds = 5
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The disk has no room for further batches, so this one was not accepted; streams go on. Emits are taken "
+            "again by themselves once there is room."
+        )
+
+
+class JournalFull(Unavailable):
+    code = "journal_full"
+    title = "The journal is as large as it may become"
+    retry_after_seconds = 60
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"What must be kept fills the {limit_bytes} bytes that the journal may use, so this batch was not "
+            "accepted; streams go on. Raise keep_bytes, or wait until idempotency keys and hours are old enough."
+        )
+        self.limit_bytes = limit_bytes
+
+
 class OutcomeUnknown(Unavailable):
     """The journal could not say whether the commit happened. Nothing of it was published."""
 
@@ -260,6 +287,8 @@ ERRORS: tuple[type[TallywireError], ...] = (
     InvalidQuery,
     Busy,
     Draining,
+    DiskFull,
+    JournalFull,
     OutcomeUnknown,
     InternalError,
 )

@@ -20,15 +20,28 @@ from core.errors import (
     InternalError,
     InvalidIdempotencyKey,
     InvalidResults,
+    OutcomeUnknown,
     StrategyIdMissing,
     TallywireError,
 )
 from core.heartbeat import SLOTS, HeartbeatWheel
-from core.journal.base import Commit, Entry, IdempotencyKey, Journal, Load, Outcome, Recorded
+from core.journal.base import (
+    Commit,
+    Deletion,
+    Entry,
+    IdempotencyKey,
+    Journal,
+    JournalFailed,
+    Load,
+    Outcome,
+    Recorded,
+    Work,
+)
 from core.models import (
     Accepted,
     BatchResult,
     ClosingReason,
+    DeletedUser,
     OrderBatchEvent,
     ResetReason,
     Skipped,
@@ -129,6 +142,15 @@ class _UserLoad(Load):
         self.loaded: asyncio.Future[User] = asyncio.get_running_loop().create_future()
 
 
+class _UserDeletion(Deletion):
+    __slots__ = ("closed", "done")
+
+    def __init__(self, user_id: int) -> None:
+        super().__init__(user_id)
+        self.closed = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
 class Hub:
     """Emits in, frames out.
 
@@ -155,7 +177,7 @@ class Hub:
         self.held_bytes = 0
         self.is_draining = False
         self._call_later = call_later
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._publisher = Publisher(
             coalesce_ms=limits.coalesce_ms, call_soon=call_soon, call_later=call_later, clock=clock
         )
@@ -166,9 +188,14 @@ class Hub:
         self._no_intakes = asyncio.Event()
         self._no_streams = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin to take deliveries from the journal and to beat."""
-        self.journal.start(self._deliver)
+    def start(self, fail: Callable[[JournalFailed], None]) -> None:
+        """Begin to take deliveries from the journal and to beat. `fail` is called when the process must end."""
+
+        def refuse_and_fail(failed: JournalFailed) -> None:
+            self.is_draining = True
+            fail(failed)
+
+        self.journal.start(self._deliver, refuse_and_fail)
         self._beat()
 
     def begin_intake(self) -> Intake:
@@ -209,7 +236,7 @@ class Hub:
             call.answers.append(InvalidResults(tuple(aggregation.invalid)))
             return
         self.emit_order_batch_event(
-            OrderBatchEvent(summaries, strategy_id, user_id, self._now_ms()),
+            OrderBatchEvent(summaries, strategy_id, user_id, self.now_ms()),
             call=call,
             ignored=aggregation.ignored,
             invalid=tuple(aggregation.invalid),
@@ -255,7 +282,8 @@ class Hub:
     async def commit(self, call: EmitCall) -> list[Answer]:
         """Journal the call in one transaction, publish it, and answer its batches in their order.
 
-        Raises OutcomeUnknown when the journal could not confirm the commit; nothing is published then.
+        Raises OutcomeUnknown when the journal could not confirm the commit, DiskFull or JournalFull when it has no
+        room; nothing is published then.
         Cancelling it stops the waiting, not the commit.
         """
         if call.entries:
@@ -263,15 +291,29 @@ class Hub:
             await call.resolved
         return [answer for answer in call.answers if answer is not None]
 
-    def _deliver(self, finished: Sequence[Commit | Load]) -> None:
+    async def delete_user(self, user_id: int) -> DeletedUser:
+        """Delete everything of a user and end its streams for good. Raises what an emit raises.
+
+        Cancelling it stops the waiting, not the deletion.
+        """
+        deletion = _UserDeletion(user_id)
+        self.journal.submit(deletion)
+        await deletion.done
+        position = self._position(deletion.n) if deletion.n else None
+        return DeletedUser(user_id, position, deletion.rows, deletion.closed)
+
+    def _deliver(self, finished: Sequence[Work]) -> None:
         self._publisher.publish(step for work in finished for step in self._steps_of(work))
 
-    def _steps_of(self, work: Commit | Load) -> Iterator[Callable[[], None]]:
+    def _steps_of(self, work: Work) -> Iterator[Callable[[], None]]:
         """One step a batch; the answer goes with the last one."""
         if isinstance(work, _UserLoad):
             yield partial(self._finish_load, work)
+        elif isinstance(work, _UserDeletion):
+            yield partial(self._finish_deletion, work)
         elif isinstance(work, EmitCall) and work.failure is not None:
-            _log.error("Commit failed", extra={"batches": len(work.entries)})
+            if isinstance(work.failure, OutcomeUnknown):
+                _log.error("Commit failed", extra={"batches": len(work.entries)})
             yield partial(work.fail, work.failure)
         elif isinstance(work, EmitCall):
             last = len(work.outcomes) - 1
@@ -338,9 +380,24 @@ class Hub:
         if load.failure is not None:
             load.loaded.set_exception(load.failure)
             return
-        user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads)
+        user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads, load.floor)
         self.registry.hold(user)
         load.loaded.set_result(user)
+
+    def _finish_deletion(self, deletion: _UserDeletion) -> None:
+        user = self.registry.user(deletion.user_id)
+        if deletion.failure is None and user is not None:
+            for subscriber in list(self.registry.of_user(deletion.user_id)):
+                deletion.closed += not subscriber.has_ended
+                self._finish(subscriber, "account_deactivated")
+            if deletion.n:
+                user.begin_anew(deletion.n)
+        if deletion.done.cancelled():
+            return
+        if deletion.failure is not None:
+            deletion.done.set_exception(deletion.failure)
+        else:
+            deletion.done.set_result(None)
 
     async def open(
         self, subscriber: Subscriber, user: User, strategies: tuple[int, ...] | None, last_event_id: str | None
@@ -370,7 +427,9 @@ class Hub:
             return "malformed"
         if position.epoch != self.journal.epoch:
             return "epoch"
-        return "future" if position.n > user.n else position
+        if position.n > user.n:
+            return "future"
+        return "trimmed" if position.n < user.floor else position
 
     async def _resume(self, subscriber: Subscriber, user: User, n: int) -> None:
         marks = subscriber.heads()
@@ -443,7 +502,7 @@ class Hub:
 
     def _beat(self) -> None:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         for subscriber in self._wheel.advance():
             try:
                 subscriber.heartbeat(now_ms)
@@ -499,7 +558,8 @@ class Hub:
     def closing_block(self, reason: ClosingReason, options: StreamOptions, spread_ms: int = 0) -> bytes:
         """The last event of a stream, unframed, with a `retry:` of its own, up to `spread_ms` later than usual."""
         retry_ms = self._jittered_retry_ms() + int(random.random() * spread_ms)
-        return encode_control(StreamClosing(reason, reconnect=True), options.shape, retry_ms=retry_ms)
+        closing = StreamClosing(reason, reconnect=reason != "account_deactivated")
+        return encode_control(closing, options.shape, retry_ms=retry_ms)
 
     def _position(self, n: int) -> str:
         return str(Position(self.journal.epoch, n))

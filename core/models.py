@@ -209,7 +209,7 @@ class StreamHeartbeat(Struct, frozen=True, gc=False):
     timestamp: str
 
 
-ClosingReason = Literal["draining", "busy"]
+ClosingReason = Literal["draining", "busy", "account_deactivated"]
 
 
 class StreamClosing(Struct, frozen=True, gc=False):
@@ -220,7 +220,16 @@ class StreamClosing(Struct, frozen=True, gc=False):
     reconnect: bool
 
 
-ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamClosing
+class OrderHourlySummary(Struct, frozen=True, gc=False):
+    """What was counted for one strategy in the hour that began at `hour`: a notice at its end, without an id."""
+
+    event: ClassVar[str] = "order_hourly_summary"
+    strategy_id: int
+    hour: str
+    summaries: tuple[Summary, ...]
+
+
+ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamClosing | OrderHourlySummary
 
 
 def iso_timestamp(unix_ms: int) -> str:
@@ -270,6 +279,52 @@ class ConnectionsReport(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """`/healthz/live` and `/healthz/ready`."""
+    """`/healthz/live` and `/healthz/ready`; with `?for=emit` the code that an emit would be refused with."""
 
-    status: Literal["ok", "draining"]
+    status: str
+
+
+class HourFacts(Struct, frozen=True):
+    """What was counted for one strategy in the hour that began at `hour`, order types in alphabetical order."""
+
+    hour: str
+    strategy_id: int
+    summaries: tuple[Summary, ...]
+
+
+class HourlyStatistics(Struct, frozen=True, rename={"from_": "from"}):
+    """`GET /internal/statistics/hourly`: hours in [from, to) in which something was counted, by hour and strategy."""
+
+    user_id: int
+    from_: str
+    to: str
+    hours: tuple[HourFacts, ...]
+
+
+class BatchFacts(Struct, frozen=True):
+    """One accepted batch. `caller`, `idempotency_key` and `ignored` stand there when it was found by its key."""
+
+    user_id: int
+    strategy_id: int
+    position: str
+    timestamp: str
+    summaries: tuple[Summary, ...]
+    ignored: int | UnsetType = UNSET
+    caller: str | UnsetType = UNSET
+    idempotency_key: str | UnsetType = UNSET
+
+
+class BatchesReport(Struct, frozen=True):
+    """`GET /internal/batches`, in order. `has_more`: further ones lie behind the last; ask again with `after` it."""
+
+    batches: tuple[BatchFacts, ...]
+    has_more: bool
+
+
+class DeletedUser(Struct, frozen=True):
+    """`DELETE /internal/users/{user}`: the user's sequence goes on behind `position`, null when it had none."""
+
+    user_id: int
+    position: str | None
+    rows: int
+    closed: int

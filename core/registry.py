@@ -12,13 +12,17 @@ from core.totals import Row
 
 
 class User:
-    """The published state of one user: the head of the sequence and of each stream key, the newest key last."""
+    """The published state of one user: the head of the sequence and of each stream key, the newest key last.
 
-    __slots__ = ("everything", "holds", "keys", "n", "undelivered", "user_id")
+    `floor`: the place behind which the user began anew after a deletion.
+    """
 
-    def __init__(self, user_id: int, n: int, heads: Iterable[Row]) -> None:
+    __slots__ = ("everything", "floor", "holds", "keys", "n", "undelivered", "user_id")
+
+    def __init__(self, user_id: int, n: int, heads: Iterable[Row], floor: int = 0) -> None:
         self.user_id = user_id
         self.n = n
+        self.floor = floor
         self.keys = OrderedDict((row.strategy_id, StreamKey(row)) for row in sorted(heads, key=lambda row: row.n))
         self.everything: dict[Subscriber, None] = {}
         """Connections that follow every strategy of this user."""
@@ -43,6 +47,14 @@ class User:
         self.keys.move_to_end(row.strategy_id)
         self.n = row.n
         return key
+
+    def begin_anew(self, n: int) -> None:
+        """Forget all that was counted; the sequence goes on behind n. Its streams have been told to go."""
+        self.n = self.floor = n
+        for key in self.keys.values():
+            key.publish(Row.before_the_first(self.user_id, key.strategy_id))
+        for key in list(self.keys.values()):
+            self.forget_if_unused(key)
 
     def forget_if_unused(self, key: StreamKey) -> None:
         """Drop a key that nobody listens to and nothing was counted for: names cost nothing to invent."""

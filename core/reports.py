@@ -1,16 +1,22 @@
-"""What an operator asks about the running server: connections and stream keys. Reads, never changes."""
+"""What an operator asks: connections, stream keys, batches. Reads, never changes."""
 
 from collections.abc import Iterable
 from heapq import nlargest
 
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from core.errors import InvalidQuery
 from core.hub import Hub
-from core.models import ConnectionFacts, ConnectionsReport, KeyFacts, iso_timestamp
+from core.journal.base import BatchRecord
+from core.models import MAX_ID, BatchesReport, BatchFacts, ConnectionFacts, ConnectionsReport, KeyFacts, iso_timestamp
 from core.subscriber import State, Subscriber
 from core.totals import Position
 
 SLOWEST_LISTED = 20
+
+BATCHES_LISTED = 1000
+"""Batches of one answer; the next ones are asked for with `after`."""
 
 
 def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
@@ -42,6 +48,59 @@ async def key_facts(hub: Hub, user_id: int, strategy_id: int) -> KeyFacts:
         head=str(Position(hub.journal.epoch, record.head.n)),
         oldest_kept=str(Position(hub.journal.epoch, record.oldest.n)),
         last_accepted=iso_timestamp(record.head.accepted_ms),
+    )
+
+
+class BatchesQuestion(Struct, frozen=True):
+    """The batches of a stream key accepted in [from, to), Unix ms, behind the position `after`."""
+
+    user_id: int
+    strategy_id: int
+    from_ms: int | None
+    to_ms: int | None
+    after: str | None
+
+
+async def batches(hub: Hub, question: BatchesQuestion) -> BatchesReport:
+    """The kept batches that were asked for, 1,000 at most. Raises InvalidQuery and Busy."""
+    after_n = _place(hub, question.after) if question.after else 0
+    found = await hub.journal.batches(
+        question.user_id,
+        question.strategy_id,
+        after_n,
+        question.from_ms or 0,
+        MAX_ID if question.to_ms is None else question.to_ms,
+        BATCHES_LISTED + 1,
+    )
+    return BatchesReport(tuple(_batch(hub, each) for each in found[:BATCHES_LISTED]), len(found) > BATCHES_LISTED)
+
+
+async def batches_of_key(hub: Hub, key: str) -> BatchesReport:
+    """What was accepted under an idempotency key, nothing when nothing was within the window. Raises Busy."""
+    found = await hub.journal.batches_of_key(key)
+    return BatchesReport(tuple(_batch(hub, each) for each in found), has_more=False)
+
+
+def _place(hub: Hub, after: str) -> int:
+    try:
+        position = Position.parse(after)
+    except ValueError as error:
+        raise InvalidQuery("after", "is not a position") from error
+    if position.epoch != hub.journal.epoch:
+        raise InvalidQuery("after", "is a position of another epoch")
+    return position.n
+
+
+def _batch(hub: Hub, record: BatchRecord) -> BatchFacts:
+    return BatchFacts(
+        record.user_id,
+        record.strategy_id,
+        str(Position(hub.journal.epoch, record.n)),
+        iso_timestamp(record.accepted_ms),
+        record.summaries,
+        UNSET if record.ignored is None else record.ignored,
+        UNSET if record.idempotency is None else record.idempotency.caller,
+        UNSET if record.idempotency is None else record.idempotency.key,
     )
 
 

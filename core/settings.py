@@ -4,12 +4,16 @@ Sources, the later ones win: the defaults here, a TOML file, the environment (`T
 the command line (`--public-listen`).
 """
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct, ValidationError, convert
 
 from core.models import Shape
+
+DEFAULT_JOURNAL = "tallywire.db"
 
 
 class SettingsError(Exception):
@@ -27,6 +31,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Literal["public", "internal"], ...],
         Meta(description="Listeners that may leave loopback without authentication, where the network is closed."),
     ] = ()
+    journal: Annotated[
+        str,
+        Meta(
+            description="File of the journal, made when it is not there. A relative path starts at $STATE_DIRECTORY "
+            "where that is set, else at the working directory."
+        ),
+    ] = DEFAULT_JOURNAL
+    durability: Annotated[
+        Literal["power", "process", "none"],
+        Meta(
+            description="What an accepted batch survives. power: a power cut; process: the end of the process, killed "
+            "or not; none: nothing, the journal is in memory."
+        ),
+    ] = "power"
     shape: Annotated[Shape, Meta(description="Shape of the data line for streams that do not ask for one.")] = (
         "envelope"
     )
@@ -74,16 +92,28 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep_rows: Annotated[
         int,
         Meta(
-            description="Rows (batches) the journal keeps for resuming; the newest of a stream key always stays.",
+            description="Rows (batches) the journal keeps for resuming; the newest of a stream key always stays. "
+            "With durability none at most 100000.",
             ge=1,
             le=10**9,
         ),
-    ] = 100_000
-    keep_hours: Annotated[int, Meta(description="Hours the journal keeps a row for resuming.", ge=1, le=87_600)] = (
-        7 * 24
-    )
+    ] = 10_000_000
+    keep_hours: Annotated[
+        int,
+        Meta(description="Hours of running time that the journal keeps a row for resuming.", ge=1, le=87_600),
+    ] = 7 * 24
+    keep_bytes: Annotated[
+        int,
+        Meta(
+            description="Bytes the journal may use; rows go early when it comes near, and emits are refused when what "
+            "must stay fills it.",
+            ge=2**20,
+            le=2**46,
+        ),
+    ] = 4 * 2**30
     idempotency_hours: Annotated[
-        int, Meta(description="Hours within which a repeated idempotency key counts once.", ge=1, le=87_600)
+        int,
+        Meta(description="Hours of running time within which a repeated idempotency key counts once.", ge=1, le=87_600),
     ] = 24
     drain_seconds: Annotated[
         int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1, le=3600)
@@ -135,6 +165,21 @@ def load(file: Mapping[str, object], environment: Mapping[str, str], flags: Mapp
             _check(source, name, value)
         values |= given
     return convert(values, Settings, strict=False)
+
+
+def read_file(path: Path | None) -> Mapping[str, object]:
+    """What a TOML file says; nothing without one. Raises SettingsError, naming the file."""
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the settings file {path}: {error}") from error
+
+
+def journal_path(settings: Settings, environment: Mapping[str, str]) -> Path:
+    """Where the journal is: see the setting `journal`. systemd may name several state directories; the first counts."""
+    return Path(environment.get("STATE_DIRECTORY", "").partition(":")[0], settings.journal)
 
 
 def _check(source: str, name: str, value: object) -> None:

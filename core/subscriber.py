@@ -46,6 +46,7 @@ CloseReason = Literal[
     "stalled",  # nothing was read for stall_seconds, or the peer vanished
     "draining",  # the server ended
     "busy",  # it could not be opened for load
+    "account_deactivated",  # everything of its user was deleted
     "fault",  # a mistake of the server; the client resumes without loss
 ]
 

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import sys
+from datetime import UTC, datetime
 from http import HTTPStatus
 from types import TracebackType
 
@@ -101,6 +102,36 @@ class BaseHandler(RequestHandler):
 
     def data_received(self, chunk: bytes) -> None:
         """Throw it away."""
+
+    def optional_argument(self, name: str) -> str | None:
+        """A query parameter, None without it. Raises InvalidQuery when it stands more than once."""
+        values = self.get_query_arguments(name)
+        if len(values) > 1:
+            raise InvalidQuery(name, "may stand only once")
+        return values[0] if values else None
+
+    def optional_identifier(self, name: str) -> int | None:
+        """The id that a query parameter names, None without it. Raises InvalidQuery."""
+        value = self.optional_argument(name)
+        return None if value is None else identifier(name, value)
+
+    def required_identifier(self, name: str) -> int:
+        """The id that a query parameter names. Raises InvalidQuery, also without it."""
+        value = self.optional_identifier(name)
+        if value is None:
+            raise InvalidQuery(name, "is required")
+        return value
+
+    def moment(self, name: str) -> int | None:
+        """The time that a query parameter names, Unix ms, None without it. Raises InvalidQuery."""
+        value = self.optional_argument(name)
+        if value is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(value.replace(" ", "+"))
+            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        except (ValueError, OverflowError) as error:
+            raise InvalidQuery(name, "must be a time as ISO 8601 writes it, for example 2026-01-31T14:00Z") from error
 
     def write_json(self, answer: object, content_type: str = "application/json") -> None:
         """Finish with `answer` as JSON."""

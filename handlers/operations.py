@@ -1,4 +1,4 @@
-"""Health, connections and stream keys: what an operator and a load balancer ask."""
+"""Health, connections, stream keys, batches and users: what an operator and a load balancer ask."""
 
 from http import HTTPStatus
 
@@ -24,9 +24,12 @@ class ReadyHandler(BaseHandler):
         purpose = self.get_query_argument("for", "streams")
         if purpose not in ("streams", "emit"):
             raise InvalidQuery("for", "must be streams or emit")
-        draining = self.services.hub.is_draining
-        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if draining else HTTPStatus.OK)
-        self.write_json(Health("draining" if draining else "ok"))
+        status = "draining" if self.services.hub.is_draining else "ok"
+        refusal = self.services.hub.journal.refusal
+        if status == "ok" and purpose == "emit" and refusal is not None:
+            status = refusal.code
+        self.set_status(HTTPStatus.OK if status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.write_json(Health(status))
 
     head = get
 
@@ -35,10 +38,7 @@ class ConnectionsHandler(BaseHandler):
     """Who is connected, how far behind, and why streams ended."""
 
     def get(self) -> None:
-        values = self.get_query_arguments("user_id")
-        if len(values) > 1:
-            raise InvalidQuery("user_id", "may stand only once")
-        user_id = identifier("user_id", values[0]) if values else None
+        user_id = self.optional_identifier("user_id")
         self.write_json(reports.connections(self.services.hub, user_id))
 
 
@@ -48,3 +48,28 @@ class KeyHandler(BaseHandler):
     async def get(self, user_id: str, strategy_id: str) -> None:
         key = identifier("user_id", user_id), identifier("strategy_id", strategy_id)
         self.write_json(await reports.key_facts(self.services.hub, *key))
+
+
+class BatchesHandler(BaseHandler):
+    """What was accepted: by stream key and time, or under an idempotency key."""
+
+    async def get(self) -> None:
+        key = self.optional_argument("idempotency_key")
+        if key is not None:
+            self.write_json(await reports.batches_of_key(self.services.hub, key))
+            return
+        question = reports.BatchesQuestion(
+            self.required_identifier("user_id"),
+            self.required_identifier("strategy_id"),
+            self.moment("from"),
+            self.moment("to"),
+            self.optional_argument("after"),
+        )
+        self.write_json(await reports.batches(self.services.hub, question))
+
+
+class UserHandler(BaseHandler):
+    """Everything of one user."""
+
+    async def delete(self, user_id: str) -> None:
+        self.write_json(await self.services.hub.delete_user(identifier("user_id", user_id)))

@@ -4,7 +4,15 @@ from tornado.web import Application, url
 
 from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
 from handlers.emit import EmitHandler
-from handlers.operations import ConnectionsHandler, KeyHandler, LiveHandler, ReadyHandler
+from handlers.operations import (
+    BatchesHandler,
+    ConnectionsHandler,
+    KeyHandler,
+    LiveHandler,
+    ReadyHandler,
+    UserHandler,
+)
+from handlers.statistics import HourlyHandler
 from handlers.stream import StreamHandler
 
 
@@ -24,7 +32,10 @@ def internal(services: Services) -> Application:
         services,
         (r"/internal/emit", EmitHandler),
         (r"/internal/connections", ConnectionsHandler),
+        (r"/internal/statistics/hourly", HourlyHandler),
         (r"/internal/keys/([^/]+)/([^/]+)", KeyHandler),
+        (r"/internal/batches", BatchesHandler),
+        (r"/internal/users/([^/]+)", UserHandler),
         (r"/healthz/live", LiveHandler),
         (r"/healthz/ready", ReadyHandler),
     )

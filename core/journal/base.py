@@ -1,8 +1,11 @@
 """What the hub asks of a journal, and what every driver promises.
 
 The journal assigns n and totals inside its transaction, from committed state only; a failed commit has nothing to
-take back. Work is submitted without waiting and comes back, commits and loads alike, through one ordered
+take back. Work is submitted without waiting and comes back, commits, loads and deletions alike, through one ordered
 delivery: whatever a load shows, exactly the commits delivered before it are in it.
+
+Ages (how long rows and idempotency records are kept) are measured on the journal's own clock, which is monotonic and
+stands still while the journal is closed: a wall clock that is set, forwards or back, forgets nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -10,9 +13,30 @@ from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
-from core.errors import Busy, IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
+from core.errors import Busy, IdempotencyConflict, TooManyOrderTypes, Unavailable
 from core.models import Summary
 from core.totals import Row
+
+HOUR_MS = 3_600_000
+"""Hours are counted since 1970, UTC: the hour of a batch is its `accepted_ms // HOUR_MS`."""
+
+
+class JournalError(Exception):
+    """The journal cannot be opened; the message names the file, what is wrong and the fix."""
+
+
+class JournalFailed(Exception):
+    """The journal cannot go on in this process; what is on disk must be read anew by the next one."""
+
+
+class JournalLimits(Struct, frozen=True, kw_only=True):
+    """What a journal keeps. Rows go when they are too old, too many, or (on disk) take too much room."""
+
+    max_rows: int
+    max_age_ms: int
+    idempotency_window_ms: int
+    max_bytes: int = 2**62
+    hours_age_ms: int = 400 * 24 * HOUR_MS
 
 
 class IdempotencyKey(Struct, frozen=True, gc=False):
@@ -53,22 +77,42 @@ class Commit:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.outcomes: Sequence[Outcome] = ()
-        self.failure: OutcomeUnknown | None = None
+        self.failure: Unavailable | None = None
 
 
 class Load:
-    """The published state of one user. The driver fills in `n` and the heads of all the user's keys, or `failure`."""
+    """The published state of one user. The driver fills in `n`, the heads of all the user's keys, and the `n` of the
+    user's deletion, if there was one, as `floor`; or `failure`."""
 
-    __slots__ = ("failure", "heads", "n", "user_id")
+    __slots__ = ("failure", "floor", "heads", "n", "user_id")
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.n = 0
+        self.floor = 0
         self.heads: Sequence[Row] = ()
         self.failure: Busy | None = None
 
 
-Deliver = Callable[[Sequence[Commit | Load]], None]
+class Deletion:
+    """Everything of one user: rows, hours, idempotency records. The driver fills in `n` and `rows`, or `failure`.
+
+    The user's sequence goes on behind `n`, a place that no batch has: a position from before can never be taken for
+    one from after, it is `trimmed`. `rows`: how many were deleted, batches that had been trimmed not among them.
+    """
+
+    __slots__ = ("failure", "n", "rows", "user_id")
+
+    def __init__(self, user_id: int) -> None:
+        self.user_id = user_id
+        self.n = 0
+        self.rows = 0
+        self.failure: Unavailable | None = None
+
+
+Work = Commit | Load | Deletion
+
+Deliver = Callable[[Sequence[Work]], None]
 
 
 class KeyRecord(Struct, frozen=True):
@@ -78,17 +122,50 @@ class KeyRecord(Struct, frozen=True):
     oldest: Row
 
 
+class BatchRecord(Struct, frozen=True, gc=False):
+    """One accepted batch, looked up. `ignored` and `idempotency` are known when it was found by its key."""
+
+    user_id: int
+    strategy_id: int
+    n: int
+    accepted_ms: int
+    summaries: tuple[Summary, ...]
+    ignored: int | None = None
+    idempotency: IdempotencyKey | None = None
+
+
+class HourCounts(Struct, frozen=True, gc=False):
+    """What was counted for one stream key in one hour, order types in alphabetical order."""
+
+    hour: int
+    user_id: int
+    strategy_id: int
+    summaries: tuple[Summary, ...]
+
+
 class Journal(ABC):
-    """A driver. All methods are called on the loop; `deliver` is called on the loop, never within `submit`."""
+    """A driver. All methods are called on the loop; `deliver` and `fail` are called on the loop, never within
+    `submit`.
+
+    Reads raise Busy when they cannot be answered now.
+    """
 
     epoch: str
 
+    @property
     @abstractmethod
-    def start(self, deliver: Deliver) -> None:
-        """Begin to work; finished work goes to `deliver`, in order, several at once when they share a transaction."""
+    def refusal(self) -> Unavailable | None:
+        """Why an emit would be refused now; None when emits are taken."""
 
     @abstractmethod
-    def submit(self, work: Commit | Load) -> None:
+    def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
+        """Begin to work; finished work goes to `deliver`, in order, several at once when they share a transaction.
+
+        `fail` is called once, before the delivery of what failed, when the process must end.
+        """
+
+    @abstractmethod
+    def submit(self, work: Work) -> None:
         """Take on work. Never blocks, never fails: a failure is delivered."""
 
     @abstractmethod
@@ -96,12 +173,30 @@ class Journal(ABC):
         """For each strategy the newest row at or below n, a point read.
 
         `Row.before_the_first` when the key had none by then; None when that cannot be said any more: trimmed.
-        Raises Busy when it cannot be read now.
         """
 
     @abstractmethod
     async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
         """What is kept of a stream key; None when nothing was ever accepted for it."""
+
+    @abstractmethod
+    async def hours(
+        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+    ) -> list[HourCounts]:
+        """Counts by hour and stream key of these users, exact up to the last commit, `end_hour` not included.
+
+        Ordered by hour, user and strategy; None: every strategy. Kept for `hours_age_ms`, longer than rows.
+        """
+
+    @abstractmethod
+    async def batches(
+        self, user_id: int, strategy_id: int, after_n: int, from_ms: int, to_ms: int, limit: int
+    ) -> list[BatchRecord]:
+        """The kept batches of a key behind `after_n`, accepted in [from_ms, to_ms), in order, at most `limit`."""
+
+    @abstractmethod
+    async def batches_of_key(self, key: str) -> list[BatchRecord]:
+        """What was accepted under an idempotency key, at most one batch a caller."""
 
     @abstractmethod
     async def close(self) -> None:

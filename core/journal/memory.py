@@ -7,22 +7,29 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 
-from msgspec import Struct
-
-from core.errors import IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
+from core.errors import OutcomeUnknown, Unavailable
 from core.journal.base import (
+    HOUR_MS,
+    BatchRecord,
     Commit,
+    Deletion,
     Deliver,
-    Entry,
+    HourCounts,
     IdempotencyKey,
     Journal,
+    JournalFailed,
+    JournalLimits,
     KeyRecord,
     Load,
     Outcome,
-    Recorded,
+    Work,
 )
+from core.journal.transaction import Remembered, Transaction
 from core.models import Summary
-from core.totals import Position, Row, new_epoch
+from core.totals import NOTHING, Row, Totals, new_epoch
+
+MOST_ROWS = 100_000
+"""Rows kept at most, whatever the settings say: about 50 MiB of memory."""
 
 SLICE_SECONDS = 0.002
 """How long a transaction holds the loop before others get their turn: a call of 10,000 batches takes ten slices."""
@@ -41,36 +48,22 @@ class CommitFailed(Exception):
     """The transaction could not be made durable. Raised by `MemoryJournal.persist` in tests of that case."""
 
 
-class _Remembered(Struct, frozen=True, gc=False):
-    """An idempotency record: what was counted under a key, for whom, and when (Unix ms)."""
-
-    user_id: int
-    strategy_id: int
-    answer: Recorded
-    accepted_ms: int
-
-    def is_same_batch(self, entry: Entry) -> bool:
-        """Same user, strategy and counts, however the batch was encoded or ordered."""
-        return (
-            self.user_id == entry.user_id
-            and self.strategy_id == entry.strategy_id
-            and _unordered(self.answer.summaries) == _unordered(entry.summaries)
-        )
-
-
 class _KeyLog:
-    """The rows of one stream key, oldest first; never empty once there was one. Those before `first` are forgotten."""
+    """The rows of one stream key and what each counted, oldest first; never empty once there was one. Those before
+    `first` are forgotten."""
 
-    __slots__ = ("first", "newest_is_overdue", "rows")
+    __slots__ = ("counted", "first", "newest_is_overdue", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.counted: list[tuple[Summary, ...]] = []
         self.first = 0
         self.newest_is_overdue = False
         """The newest row is due for trimming and stays only because it is the newest."""
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Row, counted: tuple[Summary, ...]) -> None:
         self.rows.append(row)
+        self.counted.append(counted)
         if self.newest_is_overdue:
             self.newest_is_overdue = False
             self.forget_oldest()
@@ -84,6 +77,7 @@ class _KeyLog:
         # Moving the rest up for each row would take 20 us of a key with 100,000.
         if self.first * 2 > len(self.rows):
             del self.rows[: self.first]
+            del self.counted[: self.first]
             self.first = 0
 
     def at(self, n: int) -> Row | None:
@@ -97,89 +91,53 @@ class _KeyLog:
 
 
 class _UserLog:
-    __slots__ = ("keys", "n")
+    """`floor`: the place behind which the user began anew after a deletion."""
 
-    def __init__(self) -> None:
-        self.n = 0
+    __slots__ = ("floor", "keys", "n")
+
+    def __init__(self, n: int = 0) -> None:
+        self.n = self.floor = n
         self.keys: dict[int, _KeyLog] = {}
 
 
-class _Transaction:
-    """What one commit is about to change, kept apart from the committed state until it is durable."""
-
-    def __init__(self, journal: "MemoryJournal") -> None:
-        self._journal = journal
-        self._ns: dict[int, int] = {}
-        self._heads: dict[tuple[int, int], Row] = {}
-        self.rows: list[Row] = []
-        self.remembered: dict[IdempotencyKey, _Remembered] = {}
-
-    def record(self, entry: Entry) -> Outcome:
-        """Assign n and totals, or repeat the earlier answer, or refuse."""
-        if entry.idempotency is not None:
-            earlier = self.remembered.get(entry.idempotency) or self._journal.remembered(
-                entry.idempotency, entry.accepted_ms
-            )
-            if earlier is not None:
-                return self._repeat(earlier, entry)
-        n = self._ns.get(entry.user_id, self._journal.committed_n(entry.user_id)) + 1
-        stream_key = (entry.user_id, entry.strategy_id)
-        head = self._heads.get(stream_key) or self._journal.committed_head(*stream_key)
-        try:
-            row = head.next(n, entry.accepted_ms, entry.summaries)
-        except TooManyOrderTypes as refusal:
-            return refusal
-        self._ns[entry.user_id] = n
-        self._heads[stream_key] = row
-        self.rows.append(row)
-        if entry.idempotency is not None:
-            repeated = Recorded(n, entry.summaries, entry.ignored, None)
-            self.remembered[entry.idempotency] = _Remembered(
-                entry.user_id, entry.strategy_id, repeated, entry.accepted_ms
-            )
-        return Recorded(n, entry.summaries, entry.ignored, row)
-
-    def _repeat(self, earlier: _Remembered, entry: Entry) -> Outcome:
-        if not earlier.is_same_batch(entry):
-            return IdempotencyConflict(str(Position(self._journal.epoch, earlier.answer.n)))
-        return earlier.answer
-
-
 class MemoryJournal(Journal):
-    """Keeps at most `max_rows` rows, and none older than `max_age_ms`, but always the newest of each key.
+    """Keeps what `limits` say (bytes and `hours_age_ms` aside), and always the newest row of each key.
 
     `call_soon` runs a function in a later step of the loop: what was submitted until then is one transaction. `clock`
-    is monotonic seconds.
+    is monotonic seconds, `monotonic_ms` the clock that ages are measured on.
     """
 
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
+        limits: JournalLimits,
         *,
-        max_rows: int,
-        max_age_ms: int,
-        idempotency_window_ms: int,
         clock: Callable[[], float] = time.perf_counter,
+        monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self.epoch = new_epoch()
         self._call_soon = call_soon
         self._clock = clock
-        self._max_rows = max_rows
-        self._max_age_ms = max_age_ms
-        self._idempotency_window_ms = idempotency_window_ms
+        self._monotonic_ms = monotonic_ms
+        self._limits = limits
         self._deliver: Deliver = lambda _work: None
-        self._waiting: list[Commit | Load] = []
-        self._open: Generator[None, None, list[Commit | Load]] | None = None
+        self._waiting: list[Work] = []
+        self._open: Generator[None, None, list[Work]] | None = None
         """The transaction that is being worked on; nothing of it is committed before it is complete."""
         self._users: dict[int, _UserLog] = {}
-        self._kept: deque[Row] = deque()
-        """Every row that trimming has not looked at, in order of commit."""
-        self._remembered: dict[IdempotencyKey, _Remembered] = {}
+        self._kept: deque[tuple[Row, int]] = deque()
+        """Every row that trimming has not looked at, in order of commit, with its age on the journal's clock."""
+        self._remembered: dict[IdempotencyKey, Remembered] = {}
+        self._hours: dict[int, dict[tuple[int, int], Totals]] = {}
 
-    def start(self, deliver: Deliver) -> None:
+    @property
+    def refusal(self) -> Unavailable | None:
+        return None
+
+    def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:  # noqa: ARG002  # it never fails
         self._deliver = deliver
 
-    def submit(self, work: Commit | Load) -> None:
+    def submit(self, work: Work) -> None:
         if not self._waiting and self._open is None:
             self._call_soon(self._work)
         self._waiting.append(work)
@@ -190,6 +148,45 @@ class MemoryJournal(Journal):
     async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
         log = self._log(user_id, strategy_id)
         return KeyRecord(log.rows[-1], log.rows[log.first]) if log else None
+
+    async def hours(
+        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+    ) -> list[HourCounts]:
+        return [
+            HourCounts(hour, *key, tuple(sorted(counts.summaries, key=lambda summary: summary.order_type)))
+            for hour in sorted(self._hours)
+            if first_hour <= hour < end_hour
+            for key, counts in sorted(self._hours[hour].items(), key=lambda item: item[0])
+            if key[0] in users and strategy_id in (None, key[1])
+        ]
+
+    async def batches(
+        self, user_id: int, strategy_id: int, after_n: int, from_ms: int, to_ms: int, limit: int
+    ) -> list[BatchRecord]:
+        log = self._log(user_id, strategy_id)
+        if log is None:
+            return []
+        found = [
+            BatchRecord(user_id, strategy_id, row.n, row.accepted_ms, counted)
+            for row, counted in zip(log.rows[log.first :], log.counted[log.first :], strict=True)
+            if row.n > after_n and from_ms <= row.accepted_ms < to_ms
+        ]
+        return found[:limit]
+
+    async def batches_of_key(self, key: str) -> list[BatchRecord]:
+        return [
+            BatchRecord(
+                record.user_id,
+                record.strategy_id,
+                record.answer.n,
+                record.accepted_ms,
+                record.answer.summaries,
+                record.answer.ignored,
+                idempotency,
+            )
+            for idempotency, record in self._remembered.items()
+            if idempotency.key == key
+        ]
 
     async def close(self) -> None:
         self._work_until(math.inf)
@@ -210,10 +207,10 @@ class MemoryJournal(Journal):
         log = self._log(user_id, strategy_id)
         return log.rows[-1] if log else Row.before_the_first(user_id, strategy_id)
 
-    def remembered(self, key: IdempotencyKey, now_ms: int) -> _Remembered | None:
+    def remembered(self, key: IdempotencyKey) -> Remembered | None:
         """What was counted under an idempotency key within the window."""
         record = self._remembered.get(key)
-        if record is None or record.accepted_ms < now_ms - self._idempotency_window_ms:
+        if record is None or record.aged_ms < self._monotonic_ms() - self._limits.idempotency_window_ms:
             return None
         return record
 
@@ -237,7 +234,7 @@ class MemoryJournal(Journal):
                 self._open = None
                 self._deliver(complete.value)
 
-    def _transact(self, work: list[Commit | Load]) -> Generator[None, None, list[Commit | Load]]:
+    def _transact(self, work: list[Work]) -> Generator[None, None, list[Work]]:
         """All that waited as one transaction, in steps of `STEP_ENTRIES`; answers what to deliver."""
         commits = [each for each in work if isinstance(each, Commit)]
         try:
@@ -247,17 +244,20 @@ class MemoryJournal(Journal):
                 _log.exception("Transaction failed")
             for commit in commits:
                 commit.outcomes, commit.failure = (), OutcomeUnknown()
-        # Loads after the commits of the same transaction: delivered last, they show all of them.
+        deletions = [each for each in work if isinstance(each, Deletion)]
+        for deletion in deletions:
+            self._delete(deletion)
+        # Loads after what else is in the same transaction: delivered last, they show all of it.
         loads = [each for each in work if isinstance(each, Load)]
         for load in loads:
             user = self._users.get(load.user_id)
             if user is not None:
-                load.n = user.n
+                load.n, load.floor = user.n, user.floor
                 load.heads = [log.rows[-1] for log in user.keys.values()]
-        return [*commits, *loads]
+        return [*commits, *deletions, *loads]
 
     def _commit(self, commits: list[Commit]) -> Iterator[None]:
-        transaction = _Transaction(self)
+        transaction = Transaction(self, self._monotonic_ms())
         for commit in commits:
             outcomes: list[Outcome] = []
             for entry in commit.entries:
@@ -265,40 +265,58 @@ class MemoryJournal(Journal):
                 if len(outcomes) % STEP_ENTRIES == 0:
                     yield
             commit.outcomes = outcomes
-        self.persist(transaction.rows)
-        yield from self._apply(transaction)
+        if transaction.accepted:
+            self.persist([row for row, _entry in transaction.accepted])
+            yield from self._apply(transaction)
 
-    def _apply(self, transaction: _Transaction) -> Iterator[None]:
-        for index, row in enumerate(transaction.rows, 1):
-            self._append(row)
+    def _apply(self, transaction: Transaction) -> Iterator[None]:
+        for index, (row, entry) in enumerate(transaction.accepted, 1):
+            self._append(row, entry.summaries, transaction.aged_ms)
             if index % STEP_ENTRIES == 0:
                 yield
         for key, record in transaction.remembered.items():
             # Purging goes by age from the front, so a key that is used again after its window moves to the end.
             self._remembered.pop(key, None)
             self._remembered[key] = record
-        if transaction.rows:
-            self._trim(transaction.rows[-1].accepted_ms, TRIM_STEP_ROWS + len(transaction.rows))
+        self._trim(transaction.aged_ms, TRIM_STEP_ROWS + len(transaction.accepted))
 
-    def _append(self, row: Row) -> None:
+    def _append(self, row: Row, counted: tuple[Summary, ...], aged_ms: int) -> None:
         user = self._users.setdefault(row.user_id, _UserLog())
         user.n = row.n
-        user.keys.setdefault(row.strategy_id, _KeyLog()).append(row)
-        self._kept.append(row)
+        user.keys.setdefault(row.strategy_id, _KeyLog()).append(row, counted)
+        self._kept.append((row, aged_ms))
+        hour = self._hours.setdefault(row.accepted_ms // HOUR_MS, {})
+        key = row.user_id, row.strategy_id
+        hour[key] = hour.get(key, NOTHING).plus(counted)
+
+    def _delete(self, deletion: Deletion) -> None:
+        user = self._users.get(deletion.user_id)
+        if user is None:
+            return
+        deletion.n = user.n + 1
+        deletion.rows = sum(len(log.rows) - log.first for log in user.keys.values())
+        self._users[deletion.user_id] = _UserLog(deletion.n)
+        for key in [key for key, record in self._remembered.items() if record.user_id == deletion.user_id]:
+            del self._remembered[key]
+        for counts in self._hours.values():
+            for stream_key in [stream_key for stream_key in counts if stream_key[0] == deletion.user_id]:
+                del counts[stream_key]
 
     def _trim(self, now_ms: int, step_rows: int) -> None:
-        oldest_ms = now_ms - self._max_age_ms
+        oldest_ms = now_ms - self._limits.max_age_ms
         for _ in range(step_rows):
-            if not self._kept or (len(self._kept) <= self._max_rows and self._kept[0].accepted_ms >= oldest_ms):
+            if not self._kept or (len(self._kept) <= self._limits.max_rows and self._kept[0][1] >= oldest_ms):
                 break
-            row = self._kept.popleft()
-            self._users[row.user_id].keys[row.strategy_id].forget_oldest()
-        self._purge(now_ms - self._idempotency_window_ms, step_rows)
+            row, _aged_ms = self._kept.popleft()
+            user = self._users[row.user_id]
+            if row.n > user.floor:
+                user.keys[row.strategy_id].forget_oldest()
+        self._purge(now_ms - self._limits.idempotency_window_ms, step_rows)
 
     def _purge(self, oldest_ms: int, step_records: int) -> None:
         for _ in range(step_records):
             key = next(iter(self._remembered), None)
-            if key is None or self._remembered[key].accepted_ms >= oldest_ms:
+            if key is None or self._remembered[key].aged_ms >= oldest_ms:
                 return
             del self._remembered[key]
 
@@ -307,9 +325,8 @@ class MemoryJournal(Journal):
         return user.keys.get(strategy_id) if user else None
 
     def _row_at(self, user_id: int, n: int, strategy_id: int) -> Row | None:
-        log = self._log(user_id, strategy_id)
+        user = self._users.get(user_id)
+        if user is not None and n < user.floor:
+            return None
+        log = user.keys.get(strategy_id) if user else None
         return log.at(n) if log else Row.before_the_first(user_id, strategy_id)
-
-
-def _unordered(summaries: tuple[Summary, ...]) -> list[tuple[str, int, int]]:
-    return sorted((summary.order_type, summary.created, summary.cancelled) for summary in summaries)

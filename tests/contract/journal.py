@@ -6,8 +6,8 @@ step, in which thread or in how many transactions it works: only what `core.jour
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from unittest import mock
@@ -16,8 +16,22 @@ from msgspec import Struct
 
 from core.errors import IdempotencyConflict, TooManyOrderTypes
 from core.journal import memory
-from core.journal.base import Commit, Entry, IdempotencyKey, Journal, Load, Outcome, Recorded
+from core.journal.base import (
+    Commit,
+    Deletion,
+    Entry,
+    IdempotencyKey,
+    Journal,
+    JournalLimits,
+    Load,
+    Outcome,
+    Recorded,
+    Work,
+)
 from core.journal.memory import CommitFailed, MemoryJournal
+from core.journal.sqlite import heads, writer
+from core.journal.sqlite.driver import SqliteJournal
+from core.journal.sqlite.opening import Durability
 from core.models import Summary
 from core.totals import MAX_ORDER_TYPES, Row, Totals
 
@@ -37,44 +51,102 @@ class Limits(Struct, frozen=True):
     max_age_ms: int = NEVER_MS
     idempotency_window_ms: int = NEVER_MS
 
+    def of_a_journal(self) -> JournalLimits:
+        """As a driver takes them."""
+        return JournalLimits(
+            max_rows=self.max_rows, max_age_ms=self.max_age_ms, idempotency_window_ms=self.idempotency_window_ms
+        )
+
+
+class Conditions(Struct, frozen=True):
+    """What a test decides: whether the next transaction is to fail, and the clock that ages are measured on."""
+
+    fails: Callable[[], bool]
+    now_ms: Callable[[], int]
+
 
 class Driver(Struct, frozen=True):
     """A way to open a fresh journal on the running loop.
 
-    `open` gets a directory of its own, the limits, and a function that says before each transaction whether it is to
-    fail. A driver that cannot be made to fail ignores that and says so with `can_fail`.
+    `open` gets a directory of its own, the limits, and the conditions. A driver whose transactions cannot be made to
+    fail says so with `can_fail`.
     """
 
     name: str
-    open: Callable[[Path, Limits, Callable[[], bool]], Journal]
+    open: Callable[[Path, Limits, Conditions], Journal]
     can_fail: bool
     surroundings: Callable[[], AbstractContextManager[object]] = nullcontext
     """Entered for as long as the journal lives."""
 
 
 class _MemoryJournalThatFails(MemoryJournal):
-    def __init__(self, limits: Limits, fails: Callable[[], bool], clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, conditions: Conditions, clock: Callable[[], float]) -> None:
         super().__init__(
             asyncio.get_running_loop().call_soon,
-            max_rows=limits.max_rows,
-            max_age_ms=limits.max_age_ms,
-            idempotency_window_ms=limits.idempotency_window_ms,
+            limits.of_a_journal(),
             clock=clock,
+            monotonic_ms=conditions.now_ms,
         )
-        self._fails = fails
+        self._fails = conditions.fails
 
     def persist(self, rows: list[Row]) -> None:
         if self._fails():
             raise CommitFailed
 
 
-def _open_in_memory(_directory: Path, limits: Limits, fails: Callable[[], bool]) -> Journal:
-    return _MemoryJournalThatFails(limits, fails, lambda: 0.0)
+def _open_in_memory(_directory: Path, limits: Limits, conditions: Conditions) -> Journal:
+    return _MemoryJournalThatFails(limits, conditions, lambda: 0.0)
 
 
-def _open_in_slices(_directory: Path, limits: Limits, fails: Callable[[], bool]) -> Journal:
+def _open_in_slices(_directory: Path, limits: Limits, conditions: Conditions) -> Journal:
     looks = count()
-    return _MemoryJournalThatFails(limits, fails, lambda: next(looks) * memory.SLICE_SECONDS)
+    return _MemoryJournalThatFails(limits, conditions, lambda: next(looks) * memory.SLICE_SECONDS)
+
+
+class _WriterThatFails(writer.Writer):
+    """SQLite interrupts the transaction in its midst and rolls it back by itself."""
+
+    conditions: Conditions
+
+    def accept(self, packed: str) -> None:
+        if self.conditions.fails():
+            self._connection.set_progress_handler(lambda: 1, 50)
+        try:
+            super().accept(packed)
+        finally:
+            self._connection.set_progress_handler(None, 0)
+
+
+def _on_disk(durability: Durability) -> Callable[[Path, Limits, Conditions], Journal]:
+    def open_on_disk(directory: Path, limits: Limits, conditions: Conditions) -> Journal:
+        journal = SqliteJournal(
+            directory / "tallywire.db",
+            durability,
+            limits.of_a_journal(),
+            asyncio.get_running_loop(),
+            monotonic_ms=conditions.now_ms,
+        )
+        journal._writer.__class__ = _WriterThatFails
+        journal._writer.conditions = conditions  # type: ignore[attr-defined]  # of _WriterThatFails
+        return journal
+
+    return open_on_disk
+
+
+@contextmanager
+def _eager_housekeeping() -> Iterator[None]:
+    with mock.patch.object(writer, "ROUND_MS", 0):
+        yield
+
+
+@contextmanager
+def _small_steps() -> Iterator[None]:
+    with (
+        mock.patch.object(writer, "ROUND_MS", 0),
+        mock.patch.object(writer, "STEP_ROWS", 40),
+        mock.patch.object(heads, "MOST_HEADS", 1),
+    ):
+        yield
 
 
 DRIVERS = (
@@ -84,6 +156,13 @@ DRIVERS = (
         _open_in_slices,
         can_fail=True,
         surroundings=lambda: mock.patch.object(memory, "STEP_ENTRIES", 1),
+    ),
+    Driver("sqlite power", _on_disk("power"), can_fail=True, surroundings=_eager_housekeeping),
+    Driver(
+        "sqlite process in small steps",  # housekeeping in many steps, and hardly anybody's heads in memory
+        _on_disk("process"),
+        can_fail=True,
+        surroundings=_small_steps,
     ),
 )
 
@@ -98,16 +177,18 @@ class Desk:
     def __init__(self, driver: Driver, directory: Path, limits: Limits) -> None:
         self.fails = False
         """Whether transactions fail from now on."""
-        self.journal = driver.open(directory, limits, lambda: self.fails)
-        self.delivered: list[Commit | Load] = []
-        self.on_delivery: Callable[[Commit | Load], None] = lambda _work: None
-        self._awaited: dict[Commit | Load, asyncio.Future[None]] = {}
+        self.now_ms = 1_000
+        """The clock that ages are measured on."""
+        self.journal = driver.open(directory, limits, Conditions(lambda: self.fails, lambda: self.now_ms))
+        self.delivered: list[Work] = []
+        self.on_delivery: Callable[[Work], None] = lambda _work: None
+        self._awaited: dict[Work, asyncio.Future[None]] = {}
         self._thread = threading.get_ident()
         self._is_submitting = False
         self._complaints: list[str] = []
-        self.journal.start(self._deliver)
+        self.journal.start(self._deliver, lambda failed: self._complaints.append(str(failed)))
 
-    def submit(self, work: Commit | Load) -> None:
+    def submit(self, work: Work) -> None:
         """Hand in work without waiting for it."""
         self._awaited[work] = asyncio.get_running_loop().create_future()
         self._is_submitting = True
@@ -121,7 +202,7 @@ class Desk:
         self.submit(commit)
         return commit
 
-    async def delivery_of(self, *works: Commit | Load) -> None:
+    async def delivery_of(self, *works: Work) -> None:
         """Until all of these have come back."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             await asyncio.gather(*(self._awaited[work] for work in works))
@@ -143,25 +224,31 @@ class Desk:
         await self.delivery_of(load)
         return load
 
+    async def delete(self, user_id: int) -> Deletion:
+        deletion = Deletion(user_id)
+        self.submit(deletion)
+        await self.delivery_of(deletion)
+        return deletion
+
     async def row_at(self, n: int, user_id: int = 7, strategy_id: int = 3) -> Row | None:
         """What `rows_at` says of one key."""
         rows = await self.journal.rows_at(user_id, n, [strategy_id])
         assert list(rows) == [strategy_id]
         return rows[strategy_id]
 
-    async def commit_until(self, condition: Callable[[], Awaitable[bool]], now_ms: int = 1_000) -> None:
+    async def commit_until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         """Commit for a bystander until it holds: trimming and purging go along with commits, in steps."""
         for _ in range(PATIENCE_COMMITS):
             if await condition():
                 return
-            await self.call(entry(user_id=BYSTANDER, accepted_ms=now_ms))
+            await self.call(entry(user_id=BYSTANDER))
         raise AssertionError(f"not within {PATIENCE_COMMITS} commits")
 
     async def close(self) -> None:
         await self.journal.close()
         assert not self._complaints
 
-    def _deliver(self, finished: Sequence[Commit | Load]) -> None:
+    def _deliver(self, finished: Sequence[Work]) -> None:
         if self._is_submitting:
             self._complaints.append("delivered within submit")
         if threading.get_ident() != self._thread:

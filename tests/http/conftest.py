@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,15 +28,17 @@ DEADLINE_SECONDS = 10
 @pytest.fixture
 def settings() -> Settings:
     """Overridden by tests that need others."""
-    return Settings(public_listen="127.0.0.1:0", internal_listen="127.0.0.1:0")
+    return with_settings()
 
 
 @pytest.fixture
-def hub(io_loop: IOLoop, settings: Settings) -> Hub:
-    hub = server.build_hub(settings, asyncio.get_event_loop_policy().get_event_loop())
+def hub(io_loop: IOLoop, settings: Settings, tmp_path: Path) -> Hub:
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    journal = server.open_journal(replace(settings, journal=str(tmp_path / "tallywire.db")), loop)
+    hub = server.build_hub(settings, journal, loop)
 
     async def start() -> None:
-        hub.start()
+        hub.start(lambda failed: pytest.fail(str(failed)))
 
     io_loop.run_sync(start)
     return hub
@@ -191,4 +194,5 @@ def stream(public_port: int) -> Opener:
 
 def with_settings(**changes: Any) -> Settings:
     """The settings of a test, with changes."""
-    return replace(Settings(public_listen="127.0.0.1:0", internal_listen="127.0.0.1:0"), **changes)
+    base = Settings(public_listen="127.0.0.1:0", internal_listen="127.0.0.1:0", durability="none")
+    return replace(base, **changes)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from core.errors import IdempotencyConflict, OutcomeUnknown
 from core.hub import EmitCall, Hub
-from core.journal.base import Commit, Load
+from core.journal.base import Work
 from core.journal.memory import MemoryJournal
 from core.models import Accepted, BatchResult, ResetReason
 from core.publisher import STEP_SECONDS
@@ -332,7 +332,7 @@ def frame_written_over_an_unsent_rest() -> Iterator[None]:
 def published_although_the_commit_failed() -> Iterator[None]:
     original = Hub._steps_of
 
-    def steps_of(self: Hub, work: Commit | Load) -> Iterator[Callable[[], None]]:
+    def steps_of(self: Hub, work: Work) -> Iterator[Callable[[], None]]:
         if isinstance(work, EmitCall) and work.failure is not None:
             for entry in work.entries:
                 user = self.registry.user(entry.user_id)

@@ -52,7 +52,7 @@ def test_every_route_is_in_the_reference() -> None:
         for rule in application.wildcard_router.rules:
             assert isinstance(rule.matcher, PathMatches)
             pattern = rule.matcher.regex.pattern.removesuffix("$")
-            assert re.search(rf"`(GET|POST) {re.escape(pattern)}[`?]", documented), pattern
+            assert re.search(rf"`(GET|POST|DELETE) {re.escape(pattern)}[`?]", documented), pattern
 
 
 def test_the_readmes_first_two_commands_are_targets_of_the_makefile() -> None:

@@ -10,6 +10,8 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "public_listen": ("0.0.0.0:80", "0.0.0.0:80"),
     "internal_listen": ("[::1]:81", "[::1]:81"),
     "insecure": (("public", "internal"), "public,internal"),
+    "journal": ("/var/lib/t.db", "/var/lib/t.db"),
+    "durability": ("process", "process"),
     "shape": ("flat", "flat"),
     "heartbeat_seconds": (2.5, "2.5"),
     "retry_ms": (1, "1"),
@@ -19,6 +21,7 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "max_connections": (11, "11"),
     "keep_rows": (12, "12"),
     "keep_hours": (13, "13"),
+    "keep_bytes": (2**21, "2097152"),
     "idempotency_hours": (14, "14"),
     "drain_seconds": (15, "15"),
     "log_level": ("debug", "debug"),
@@ -101,6 +104,7 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
 
 UNUSABLE: dict[str, tuple[object, str]] = {
     "insecure": (["everything"], "everything"),
+    "durability": ("forever", "forever"),
     "shape": ("round", "round"),
     "heartbeat_seconds": (0, "0"),
     "retry_ms": (0, "soon"),
@@ -110,6 +114,7 @@ UNUSABLE: dict[str, tuple[object, str]] = {
     "max_connections": (0, "0"),
     "keep_rows": (0, "0"),
     "keep_hours": (2.5, "2.5"),
+    "keep_bytes": (1000, "4GiB"),
     "idempotency_hours": ([], ""),
     "drain_seconds": (True, "-20"),
     "log_level": ("loud", "loud"),
@@ -194,6 +199,7 @@ def test_a_setting_with_choices_takes_each_of_them_and_no_other(field: SettingFi
 def test_settings_with_choices_and_lists_are_known_as_such() -> None:
     assert {field.name: field.choices for field in fields() if field.choices} == {
         "insecure": ("public", "internal"),
+        "durability": ("power", "process", "none"),
         "shape": ("envelope", "flat"),
         "log_level": ("debug", "info", "warning", "error"),
         "log_format": ("auto", "text", "json"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import OutcomeUnknown
 from core.hub import Answer, EmitCall, Hub, HubLimits
-from core.journal.base import Commit, Deliver, Load, Recorded
+from core.journal.base import Deliver, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import BatchResult, Summary
 from core.sse import EventParser, ServerSentEvent
@@ -67,7 +67,8 @@ class HesitantJournal(MemoryJournal):
     reads_wait = False
 
     def __init__(self, schedule: Schedule, max_rows: int) -> None:
-        super().__init__(schedule.add, max_rows=max_rows, max_age_ms=10**12, idempotency_window_ms=10**12)
+        limits = JournalLimits(max_rows=max_rows, max_age_ms=10**12, idempotency_window_ms=10**12)
+        super().__init__(schedule.add, limits)
         self.waiting_reads: list[asyncio.Future[None]] = []
 
     def persist(self, rows: list[Row]) -> None:
@@ -143,8 +144,8 @@ class World:
             now_ms=lambda: self.now_ms,
         )
         start = self.journal.start
-        self.journal.start = lambda deliver: start(self._recording(deliver))  # type: ignore[method-assign]
-        self.hub.start()
+        self.journal.start = lambda deliver, fail: start(self._recording(deliver), fail)  # type: ignore[method-assign]
+        self.hub.start(self._fail)
         self.tasks: list[asyncio.Task[Any]] = []
 
     # Time.
@@ -247,8 +248,12 @@ class World:
         self.now += self.seconds_a_look
         return self.now
 
+    @staticmethod
+    def _fail(failed: JournalFailed) -> None:
+        raise failed
+
     def _recording(self, deliver: Deliver) -> Deliver:
-        def record(finished: Sequence[Commit | Load]) -> None:
+        def record(finished: Sequence[Work]) -> None:
             for work in finished:
                 if isinstance(work, EmitCall):
                     self._account(work)

@@ -1,0 +1,157 @@
+"""The journal on disk as the hub knows it: work goes to the writer's thread, questions to the readers'."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+from core.errors import Unavailable
+from core.journal.base import (
+    BatchRecord,
+    Deliver,
+    HourCounts,
+    Journal,
+    JournalFailed,
+    JournalLimits,
+    KeyRecord,
+    Work,
+)
+from core.journal.sqlite import schema
+from core.journal.sqlite.opening import Durability, open_file
+from core.journal.sqlite.packing import (
+    pack,
+    unpack_batches,
+    unpack_batches_of_key,
+    unpack_hours,
+    unpack_key_record,
+)
+from core.journal.sqlite.reader import Reader
+from core.journal.sqlite.writer import Writer
+from core.journal.worker import Worker
+from core.totals import Row
+
+REST_SECONDS = 1.0
+
+
+class SqliteJournal(Journal):
+    """Opens the file at `path`, or begins one. Raises JournalError, naming the file and the fix.
+
+    `monotonic_ms` is the clock that ages are measured on. Must be closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        durability: Durability,
+        limits: JournalLimits,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
+    ) -> None:
+        file = open_file(path, durability)
+        self.epoch = file.epoch
+        self._loop = loop
+        self._writer = Writer(file, limits, monotonic_ms)
+        # Resumes do not wait behind an operator who looks through a long history.
+        self._resumes = Reader("journal-resumes", path, loop)
+        self._lookups = Reader("journal-lookups", path, loop)
+        self._deliver: Deliver = lambda _work: None
+        self._fail: Callable[[JournalFailed], None] | None = None
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._worker: Worker[Work] | None = None
+
+    @property
+    def refusal(self) -> Unavailable | None:
+        return self._writer.refusal
+
+    def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
+        self._deliver = deliver
+        self._fail = fail
+        self._worker = Worker(
+            "journal-writer", self._work, rest=self._rest, rest_seconds=REST_SECONDS, finish=self._finish
+        )
+
+    def submit(self, work: Work) -> None:
+        if self._worker is None:
+            raise AssertionError("the journal has not been started")
+        self._worker.put(work)
+
+    async def rows_at(self, user_id: int, n: int, strategies: Collection[int]) -> dict[int, Row | None]:
+        asked = [(user_id, strategy_id, n) for strategy_id in strategies]
+        rows = await self._resumes.rows_at(asked) if asked else []
+        return dict(zip(strategies, rows, strict=True))
+
+    async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
+        values = {"user_id": user_id, "strategy_id": strategy_id}
+        return await self._lookups.ask(schema.KEY_RECORD, values, unpack_key_record)
+
+    async def hours(
+        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+    ) -> list[HourCounts]:
+        values = {
+            "users": pack(users),
+            "strategy_id": strategy_id,
+            "first_hour": first_hour,
+            "end_hour": end_hour,
+        }
+        return await self._lookups.ask(schema.HOURS, values, unpack_hours)
+
+    async def batches(
+        self, user_id: int, strategy_id: int, after_n: int, from_ms: int, to_ms: int, limit: int
+    ) -> list[BatchRecord]:
+        values = {
+            "user_id": user_id,
+            "strategy_id": strategy_id,
+            "after_n": after_n,
+            "from_ms": from_ms,
+            "to_ms": to_ms,
+            "limit": limit,
+        }
+        unpack = partial(unpack_batches, user_id=user_id, strategy_id=strategy_id)
+        return await self._lookups.ask(schema.BATCHES, values, unpack)
+
+    async def batches_of_key(self, key: str) -> list[BatchRecord]:
+        return await self._lookups.ask(schema.REMEMBERED_BY_ALL, {"key": key}, unpack_batches_of_key)
+
+    async def close(self) -> None:
+        if self._worker is None:
+            self._finish()
+            return
+        self._worker.close()
+        await self._ended
+
+    # In the writer's thread.
+
+    def _work(self, group: list[Work]) -> None:
+        self._hand_over(self._writer.work(group))
+        self._writer.maintain()
+        self._report_failure()
+
+    def _rest(self) -> bool:
+        has_more = self._writer.rest()
+        self._report_failure()
+        return has_more
+
+    def _hand_over(self, finished: list[Work]) -> None:
+        # The failure goes first: whoever hears that its outcome is unknown must find a server that is leaving.
+        self._report_failure()
+        self._loop.call_soon_threadsafe(self._deliver, finished)
+
+    def _report_failure(self) -> None:
+        fail, failed = self._fail, self._writer.failed
+        if fail is not None and failed is not None:
+            self._fail = None
+            self._loop.call_soon_threadsafe(fail, failed)
+
+    def _finish(self) -> None:
+        # The readers first: the last connection to close works off the log.
+        self._resumes.close()
+        self._lookups.close()
+        self._writer.close()
+        if not self._ended.done():
+            self._loop.call_soon_threadsafe(self._set_ended)
+
+    def _set_ended(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)

@@ -1,0 +1,190 @@
+"""From a path to a journal file that may be used: nobody else has it, its log is durable, its schema is ours, and its
+epoch is one under which no position can mean two things.
+"""
+
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from core.journal.base import JournalError
+from core.journal.files import FileIdentity, Lock, Reserve, boot_id, identify, make_durable, sync_directory
+from core.journal.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from core.totals import new_epoch
+
+Durability = Literal["power", "process"]
+
+RESERVE_BYTES = 16 * 2**20
+"""Room set aside for a full disk: four times what the log holds when it is worked off, and the steps of trimming."""
+
+_SYNCHRONOUS: dict[Durability, str] = {"power": "FULL", "process": "NORMAL"}
+_CACHE_KIB = 32 * 1024
+_BUSY_SECONDS = 5
+
+_log = logging.getLogger("tallywire.journal")
+
+
+class JournalFile(Struct, frozen=True):
+    """An open journal file: the one connection that writes and checkpoints, and what goes with it."""
+
+    path: Path
+    connection: sqlite3.Connection
+    epoch: str
+    lock: Lock
+    reserve: Reserve
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.connection.close()
+        self.lock.release()
+
+
+def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_BYTES) -> JournalFile:
+    """Open the journal, or begin a new one. Raises JournalError, naming the file and the fix."""
+    lock = _locked(path)
+    reserve = Reserve(_beside(path, "-reserve"), reserve_bytes)
+    try:
+        try:
+            connection, epoch = _open(path, durability)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            # Streams can be served from a full disk; only opening the file needs a little room.
+            reserve.release()
+            connection, epoch = _open(path, durability)
+    except (OSError, sqlite3.Error) as error:
+        lock.release()
+        raise JournalError(
+            f"the journal {path} cannot be opened: {error}. Mend that, or choose another file with --journal."
+        ) from error
+    except BaseException:
+        lock.release()
+        raise
+    return JournalFile(path, connection, epoch, lock, reserve)
+
+
+def begin_new_epoch(path: Path) -> tuple[str, str]:
+    """Give a journal a new epoch, for whoever restored a backup in place; answers the old and the new one.
+
+    Raises JournalError, also when there is no journal.
+    """
+    if not path.exists():
+        raise JournalError(f"there is no journal {path}. Name it with --journal.")
+    file = open_file(path, "power")
+    epoch = new_epoch()
+    try:
+        file.connection.execute("UPDATE journal SET epoch = ?, is_clean = 1", (epoch,))
+    except sqlite3.Error as error:
+        raise JournalError(f"the journal {path} has kept its epoch {file.epoch}: {error}.") from error
+    finally:
+        file.close()
+    return file.epoch, epoch
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _locked(path: Path) -> Lock:
+    try:
+        return Lock(_beside(path, "-lock"), path)
+    except OSError as error:
+        raise JournalError(
+            f"the journal {path} cannot be opened: {error.strerror}. "
+            "Its directory must exist and be writable; choose another with --journal."
+        ) from error
+
+
+def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, str]:
+    connection, identity = _recovered(path)
+    try:
+        _migrate(connection, path)
+        epoch = _begin_life(connection, identity, durability)
+        connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection, epoch
+
+
+def _recovered(path: Path) -> tuple[sqlite3.Connection, FileIdentity]:
+    """Before anything is read the log that a crash left behind is made durable, and moved into the file."""
+    make_durable(_beside(path, "-wal"))
+    identity = identify(path)
+    connection = sqlite3.connect(path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        # fullfsync: what fsync promises on macOS only with it.
+        for setting in (
+            "synchronous = FULL",
+            "fullfsync = ON",
+            "checkpoint_fullfsync = ON",
+            "wal_autocheckpoint = 0",
+            "temp_store = MEMORY",
+            f"cache_size = -{_CACHE_KIB}",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+        _use_log(connection, path)
+        sync_directory(path.parent)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, identity
+
+
+def _use_log(connection: sqlite3.Connection, path: Path) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise JournalError(f"the journal {path} is on a file system without shared memory. Use a local disk.")
+    (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if is_busy:
+        raise JournalError(f"the journal {path} is being read by another program. Close it and start again.")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application_id != APPLICATION_ID:
+        raise JournalError(f"{path} is a database of another program. Choose another file with --journal.")
+    if version > len(MIGRATIONS):
+        raise JournalError(
+            f"the journal {path} was written by a newer version of Tallywire (schema {version}, this one knows "
+            f"{len(MIGRATIONS)}). Run that version, or restore a backup from before the upgrade."
+        )
+    for target in range(version + 1, len(MIGRATIONS) + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {MIGRATIONS[target - 1]}; PRAGMA application_id = {APPLICATION_ID}; "
+            f"PRAGMA user_version = {target}; COMMIT;"
+        )
+        if version:
+            _log.info("Journal migrated", extra={"schema": target})
+
+
+def _begin_life(connection: sqlite3.Connection, identity: FileIdentity, durability: Durability) -> str:
+    """The epoch of this life, marked as not left in order until it has been: durable before anybody is served."""
+    known = connection.execute("SELECT epoch, inode, generation, boot_id, durability, is_clean FROM journal").fetchone()
+    boot = boot_id()
+    if known is None:
+        epoch = new_epoch()
+        connection.execute(
+            "INSERT INTO journal (only_one, epoch, inode, generation, boot_id, durability, is_clean) "
+            "VALUES (1, ?, ?, ?, ?, ?, 0)",
+            (epoch, identity.inode, identity.generation, boot, durability),
+        )
+        return epoch
+    epoch, inode, generation, last_boot, last_durability, is_clean = known
+    reason = None
+    if FileIdentity(inode, generation) != identity:
+        reason = "another file than the one remembered: a copy, or a restored backup"
+    elif last_durability == "process" and not is_clean and (not boot or boot != last_boot):
+        reason = "the machine was restarted before the journal was closed, and durability was process"
+    if reason is not None:
+        epoch, old = new_epoch(), epoch
+        _log.warning("New epoch", extra={"epoch": epoch, "before": old, "reason": reason})
+    connection.execute(
+        "UPDATE journal SET epoch = ?, inode = ?, generation = ?, boot_id = ?, durability = ?, is_clean = 0",
+        (epoch, identity.inode, identity.generation, boot, durability),
+    )
+    return str(epoch)

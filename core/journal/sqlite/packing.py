@@ -1,0 +1,117 @@
+"""Rows and records to the JSON that goes into a statement, and back. Pure."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from core.journal.base import BatchRecord, HourCounts, IdempotencyKey, KeyRecord, Recorded
+from core.journal.transaction import Remembered
+from core.models import Summary
+from core.totals import Row, Totals
+
+PackedSummaries = list[tuple[str, int, int]]
+PackedRow = tuple[int, int, int, int, int, int, PackedSummaries]
+"""seq, user, strategy, n, number, accepted_ms, totals."""
+
+PackedRecord = tuple[str, str, int, int, int, int, int, int, PackedSummaries]
+"""key, caller, user, strategy, n, accepted_ms, aged_ms, ignored, summaries."""
+
+DELETION = 0
+"""The strategy of a row that marks a deletion."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_rows = msgspec.json.Decoder(list[PackedRow]).decode
+_decode_judged = msgspec.json.Decoder(list[tuple[int | None, int | None, PackedRow | None]]).decode
+_decode_records = msgspec.json.Decoder(list[PackedRecord]).decode
+_decode_key_record = msgspec.json.Decoder(tuple[PackedRow | None, PackedRow | None]).decode
+_decode_batches = msgspec.json.Decoder(list[tuple[int, int, PackedSummaries]]).decode
+_decode_hours = msgspec.json.Decoder(list[tuple[int, int, int, str, int, int]]).decode
+
+
+def pack(values: Iterable[object]) -> str:
+    """A list as JSON text."""
+    return _encode(list(values)).decode()
+
+
+def pack_summaries(summaries: Iterable[Summary]) -> PackedSummaries:
+    """Summaries as they stand in the file."""
+    return [(summary.order_type, summary.created, summary.cancelled) for summary in summaries]
+
+
+def unpack_heads(text: str) -> list[tuple[Row, int]]:
+    """Rows and their seq."""
+    return [(_row(packed), packed[0]) for packed in _decode_rows(text)]
+
+
+def unpack_judged(text: str, asked: Iterable[tuple[int, int, int]]) -> list[Row | None]:
+    """For each (user, strategy, n) the row there, zero, or None where nobody can tell: see `Journal.rows_at`."""
+    return [_judged(*asking, *found) for asking, found in zip(asked, _decode_judged(text), strict=True)]
+
+
+def unpack_remembered(text: str) -> dict[IdempotencyKey, Remembered]:
+    """Idempotency records by their key."""
+    return {
+        IdempotencyKey(caller, key): Remembered(
+            user_id, strategy_id, Recorded(n, _summaries(counted), ignored, None), accepted_ms, aged_ms
+        )
+        for key, caller, user_id, strategy_id, n, accepted_ms, aged_ms, ignored, counted in _decode_records(text)
+    }
+
+
+def unpack_batches_of_key(text: str) -> list[BatchRecord]:
+    """The same as what an operator looks up."""
+    return [
+        BatchRecord(
+            record.user_id,
+            record.strategy_id,
+            record.answer.n,
+            record.accepted_ms,
+            record.answer.summaries,
+            record.answer.ignored,
+            idempotency,
+        )
+        for idempotency, record in unpack_remembered(text).items()
+    ]
+
+
+def unpack_key_record(text: str) -> KeyRecord | None:
+    """The newest and the oldest row of a key."""
+    head, oldest = _decode_key_record(text)
+    return None if head is None or oldest is None else KeyRecord(_row(head), _row(oldest))
+
+
+def unpack_batches(text: str, user_id: int, strategy_id: int) -> list[BatchRecord]:
+    """Batches of one key."""
+    return [
+        BatchRecord(user_id, strategy_id, n, accepted_ms, _summaries(counted))
+        for n, accepted_ms, counted in _decode_batches(text)
+    ]
+
+
+def unpack_hours(text: str) -> list[HourCounts]:
+    """Counts by hour and key, in that order."""
+    counts: dict[tuple[int, int, int], list[Summary]] = {}
+    for *key, order_type, created, cancelled in sorted(_decode_hours(text)):
+        hour, user_id, strategy_id = key
+        counts.setdefault((hour, user_id, strategy_id), []).append(Summary(order_type, created, cancelled))
+    return [HourCounts(*key, tuple(summaries)) for key, summaries in counts.items()]
+
+
+def _row(packed: PackedRow) -> Row:
+    _seq, user_id, strategy_id, n, number, accepted_ms, totals = packed
+    return Row(user_id, strategy_id, n, number, accepted_ms, Totals(_summaries(totals)))
+
+
+def _summaries(packed: PackedSummaries) -> tuple[Summary, ...]:
+    return tuple(Summary(*counts) for counts in packed)
+
+
+def _judged(
+    user_id: int, strategy_id: int, n: int, deleted_n: int | None, oldest_number: int | None, found: PackedRow | None
+) -> Row | None:
+    if deleted_n is not None and n < deleted_n:
+        return None
+    if found is not None:
+        return _row(found)
+    # A key whose first row is still there had counted nothing by then; otherwise nobody can tell any more.
+    return Row.before_the_first(user_id, strategy_id) if oldest_number in (None, 1) else None

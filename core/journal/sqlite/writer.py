@@ -1,0 +1,374 @@
+"""The one who writes: transactions, loads, deletions, and the housekeeping between them. Works in one thread.
+
+Whatever fails, nothing of it has happened: committed state changes only after SQLite has said that it is committed.
+What a failure means is decided in `_failure`:
+
+- the disk is full: nothing was committed. The reserve is given up, so that the log can be worked off and rows trimmed,
+  and emits are refused until there is room again;
+- a sync failed: nobody knows what is on disk, and the kernel would say of the next sync that it succeeded. The
+  connection is not used again and the process ends;
+- anything else: the transaction was rolled back, its outcome is unknown to the caller, and work goes on.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+
+from core.errors import Busy, DiskFull, JournalFull, OutcomeUnknown, Unavailable
+from core.journal.base import (
+    Commit,
+    Deletion,
+    Entry,
+    IdempotencyKey,
+    JournalFailed,
+    JournalLimits,
+    Load,
+    Work,
+)
+from core.journal.sqlite import schema
+from core.journal.sqlite.heads import Heads
+from core.journal.sqlite.opening import RESERVE_BYTES, JournalFile
+from core.journal.sqlite.packing import pack, pack_summaries, unpack_heads, unpack_remembered
+from core.journal.transaction import Remembered, Transaction
+from core.totals import Row
+
+STEP_ROWS = 1000
+"""Rows between two rounds of housekeeping, and rows that a round trims or rolls up beyond those that came in: some
+milliseconds, and a log of about 4 MiB."""
+
+ROUND_MS = 1000
+"""Time between two rounds when fewer rows come in."""
+
+SOFT_LIMIT = 15 / 16
+"""Part of the allowed bytes from which on rows are trimmed, so that the rest need not be refused."""
+
+_SYNC_FAILURES = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+
+_log = logging.getLogger("tallywire.journal")
+
+
+class Writer:
+    """`monotonic_ms` is a clock that nobody sets. `refusal` and `failed` may be read from any thread."""
+
+    def __init__(self, file: JournalFile, limits: JournalLimits, monotonic_ms: Callable[[], int]) -> None:
+        self.epoch = file.epoch
+        self.refusal: Unavailable | None = None
+        """Why emits are refused now."""
+        self.failed: JournalFailed | None = None
+        self._file = file
+        self._connection = file.connection
+        self._limits = limits
+        self._trimmed_to: int
+        self._rolled_up_to: int
+        last_seq, aged_ms, self._trimmed_to, self._rolled_up_to = self._connection.execute(schema.LAST).fetchone()
+        self._last_seq: int = last_seq or 0
+        self._monotonic_ms = monotonic_ms
+        # The journal's own clock stands still while nobody has the journal open: what is kept is kept for longer.
+        self._clock_offset_ms: int = aged_ms - monotonic_ms()
+        self._heads = Heads()
+        self._remembered: Mapping[IdempotencyKey, Remembered] = {}
+        """The records of the keys in the transaction that is being worked on."""
+        self._used_bytes = 0
+        self._maintained_seq = self._last_seq
+        self._maintained_ms = self._aged_ms()
+        self._connection.executescript(schema.INTAKE)
+        self._look()
+
+    # ---- work
+
+    def work(self, group: Sequence[Work]) -> list[Work]:
+        """All that waited: one transaction for its commits, then deletions, then loads; answers them in that order."""
+        commits = [work for work in group if isinstance(work, Commit)]
+        deletions = [work for work in group if isinstance(work, Deletion)]
+        loads = [work for work in group if isinstance(work, Load)]
+        if commits:
+            self._commit(commits)
+        for deletion in deletions:
+            self._delete(deletion)
+        if loads:
+            self._load(loads)
+        self._heads.shrink()
+        return [*commits, *deletions, *loads]
+
+    def committed_n(self, user_id: int) -> int:
+        """The user's last n, 0 before the first batch."""
+        return self._heads.user(user_id).n
+
+    def committed_head(self, user_id: int, strategy_id: int) -> Row:
+        """The key's newest row."""
+        head = self._heads.user(user_id).heads.get(strategy_id)
+        return head[0] if head else Row.before_the_first(user_id, strategy_id)
+
+    def remembered(self, key: IdempotencyKey) -> Remembered | None:
+        """What was counted under an idempotency key within the window."""
+        record = self._remembered.get(key)
+        if record is None or record.aged_ms < self._aged_ms() - self._limits.idempotency_window_ms:
+            return None
+        return record
+
+    def _commit(self, commits: Sequence[Commit]) -> None:
+        failure = OutcomeUnknown() if self.failed else self.refusal
+        if failure is None:
+            try:
+                transaction = self._record(commits)
+                if transaction.accepted:
+                    self.accept(self._packed(transaction))
+                    self._apply(transaction)
+            except sqlite3.Error as error:
+                failure = self._failure(error)
+            except Exception:
+                _log.exception("Transaction failed")
+                failure = OutcomeUnknown()
+        if failure is not None:
+            for commit in commits:
+                commit.outcomes, commit.failure = (), failure
+
+    def accept(self, packed: str) -> None:
+        """Make a transaction durable, see `schema.ACCEPT`. Raises sqlite3.Error."""
+        self._connection.execute(schema.ACCEPT, (packed,))
+
+    def _record(self, commits: Sequence[Commit]) -> Transaction:
+        entries = list(chain.from_iterable(commit.entries for commit in commits))
+        self._fetch_heads({entry.user_id for entry in entries})
+        self._fetch_remembered(entries)
+        transaction = Transaction(self, self._aged_ms())
+        for commit in commits:
+            commit.outcomes = [transaction.record(entry) for entry in commit.entries]
+        return transaction
+
+    def _fetch_heads(self, users: set[int]) -> None:
+        unknown = self._heads.unknown(users)
+        if unknown:
+            self._heads.fetched(unknown, unpack_heads(self._text(schema.HEADS, pack(unknown))))
+
+    def _fetch_remembered(self, entries: Sequence[Entry]) -> None:
+        keys = {entry.idempotency for entry in entries if entry.idempotency is not None}
+        asked = pack((idempotency.key, idempotency.caller) for idempotency in keys)
+        self._remembered = unpack_remembered(self._text(schema.REMEMBERED, asked)) if keys else {}
+
+    def _packed(self, transaction: Transaction) -> str:
+        first_of_its_key: set[tuple[int, int]] = set()
+        items = []
+        for seq, (row, entry) in enumerate(transaction.accepted, self._last_seq + 1):
+            overdue = None
+            stream_key = row.user_id, row.strategy_id
+            if stream_key not in first_of_its_key:
+                first_of_its_key.add(stream_key)
+                overdue = self._overdue(*stream_key)
+            key = entry.idempotency
+            items.append(
+                (
+                    seq,
+                    row.user_id,
+                    row.strategy_id,
+                    row.n,
+                    row.number,
+                    row.accepted_ms,
+                    transaction.aged_ms,
+                    pack_summaries(entry.summaries),
+                    pack_summaries(row.totals.summaries),
+                    entry.ignored,
+                    key and key.key,
+                    key and key.caller,
+                    overdue,
+                )
+            )
+        return pack(items)
+
+    def _overdue(self, user_id: int, strategy_id: int) -> int | None:
+        """The key's head, if trimming has passed it and it stays only because it is the newest."""
+        head = self._heads.user(user_id).heads.get(strategy_id)
+        return head[1] if head and head[1] <= self._trimmed_to else None
+
+    def _apply(self, transaction: Transaction) -> None:
+        for row, _entry in transaction.accepted:
+            self._last_seq += 1
+            self._heads.apply(row, self._last_seq)
+
+    def _load(self, loads: Sequence[Load]) -> None:
+        try:
+            if self.failed:
+                raise self.failed
+            self._fetch_heads({load.user_id for load in loads})
+        except (sqlite3.Error, JournalFailed) as error:
+            _log.error("Users not loaded", extra={"users": len(loads), "reason": str(error)})
+            for load in loads:
+                load.failure = Busy("The journal cannot be read now.")
+            return
+        for load in loads:
+            user = self._heads.user(load.user_id)
+            load.n, load.floor = user.n, user.floor
+            load.heads = [row for row, _seq in user.heads.values()]
+
+    def _delete(self, deletion: Deletion) -> None:
+        try:
+            if self.failed:
+                raise self.failed
+            self._fetch_heads({deletion.user_id})
+            last_n = self._heads.user(deletion.user_id).n
+            if last_n:
+                self._delete_all(deletion, last_n + 1)
+        except sqlite3.Error as error:
+            deletion.failure = self._failure(error)
+        except JournalFailed:
+            deletion.failure = OutcomeUnknown()
+
+    def _delete_all(self, deletion: Deletion, n: int) -> None:
+        values = {
+            "user_id": deletion.user_id,
+            "seq": self._last_seq + 1,
+            "n": n,
+            "accepted_ms": 0,
+            "aged_ms": self._aged_ms(),
+        }
+        (rows,) = self._connection.execute(
+            "SELECT count(*) FROM rows WHERE user_id = ? AND strategy_id > 0", (deletion.user_id,)
+        ).fetchone()
+        self._transact([(statement, values) for statement in schema.DELETE_USER])
+        self._last_seq += 1
+        self._heads.forget(deletion.user_id)
+        deletion.n, deletion.rows = n, rows
+
+    # ---- housekeeping
+
+    def maintain(self) -> None:
+        """After a group: a round of housekeeping, when one is due."""
+        if (
+            self._last_seq - self._maintained_seq >= STEP_ROWS
+            or self._aged_ms() - self._maintained_ms >= ROUND_MS
+            or isinstance(self.refusal, DiskFull)
+        ):
+            self._round(STEP_ROWS)
+
+    def rest(self) -> bool:
+        """When nothing waits: a round of housekeeping; answers whether there is more to do."""
+        return self._round(1)
+
+    def _round(self, enough_rows: int) -> bool:
+        """Roll up (when so many rows wait for it), trim, purge, work off the log; answers whether more is due."""
+        if self.failed:
+            return False
+        try:
+            statements = self._due(enough_rows)
+            if statements:
+                self._transact(statements)
+                self._note()
+            if statements or self._last_seq > self._maintained_seq or self.refusal is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._look()
+            self._maintained_seq, self._maintained_ms = self._last_seq, self._aged_ms()
+        except sqlite3.Error as error:
+            self._failure(error)
+            return False
+        return bool(statements)
+
+    def _due(self, enough_rows: int) -> list[tuple[str, Mapping[str, int]]]:
+        """The statements of one step of all that is due."""
+        now_ms = self._aged_ms()
+        step = STEP_ROWS + self._last_seq - self._maintained_seq
+        due: list[tuple[str, Mapping[str, int]]] = []
+        oldest_row_ms, oldest_key_ms, oldest_hour_ms = self._connection.execute(
+            schema.OLDEST_AGES, {"trimmed_to": self._trimmed_to}
+        ).fetchone()
+        trim_to = self._trim_to(oldest_row_ms, now_ms - self._limits.max_age_ms, step)
+        roll_to = self._rolled_up_to
+        if self._last_seq - roll_to >= enough_rows or trim_to > roll_to:
+            roll_to = min(self._last_seq, roll_to + step)
+            due += [(statement, {"to_seq": roll_to, "aged_ms": now_ms}) for statement in schema.ROLL_UP]
+        # Only what has been rolled up: the hours would miss it.
+        trim_to = min(trim_to, roll_to)
+        if trim_to > self._trimmed_to:
+            due += [(statement, {"to_seq": trim_to}) for statement in schema.TRIM]
+        oldest_ms = now_ms - self._limits.idempotency_window_ms
+        if oldest_key_ms is not None and oldest_key_ms < oldest_ms:
+            due.append((schema.PURGE, {"oldest_ms": oldest_ms, "step": step}))
+        oldest_ms = now_ms - self._limits.hours_age_ms
+        if oldest_hour_ms is not None and oldest_hour_ms < oldest_ms:
+            due += [(statement, {"oldest_ms": oldest_ms, "step": step}) for statement in schema.PURGE_HOURS]
+        return due
+
+    def _trim_to(self, oldest_row_ms: int | None, oldest_ms: int, step: int) -> int:
+        """The seq up to which rows are too many, too old, or take too much room; at most one step ahead."""
+        end = self._trimmed_to + step
+        if self._used_bytes > self._limits.max_bytes * SOFT_LIMIT:
+            return end
+        too_many = self._last_seq - self._limits.max_rows
+        too_old: int = 0
+        if oldest_row_ms is not None and oldest_row_ms < oldest_ms:
+            values = {"trimmed_to": self._trimmed_to, "step": step, "oldest_ms": oldest_ms}
+            (too_old,) = self._connection.execute(schema.LAST_OLDER, values).fetchone()
+        return min(max(too_many, too_old), end)
+
+    def _note(self) -> None:
+        self._trimmed_to, self._rolled_up_to = self._connection.execute(
+            "SELECT trimmed_to, rolled_up_to FROM journal"
+        ).fetchone()
+
+    def _look(self) -> None:
+        """Is there room?"""
+        pages, free_pages, page_bytes = self._connection.execute(schema.SIZES).fetchone()
+        self._used_bytes = (pages - free_pages) * page_bytes
+        if not self._file.reserve.hold() and free_pages * page_bytes < RESERVE_BYTES:
+            refusal: Unavailable | None = DiskFull()
+        elif self._used_bytes >= self._limits.max_bytes and self._trimmed_to >= self._last_seq:
+            refusal = JournalFull(self._limits.max_bytes)
+        else:
+            refusal = None
+        self._refuse(refusal)
+
+    def _refuse(self, refusal: Unavailable | None) -> None:
+        if type(refusal) is not type(self.refusal):
+            if refusal is None:
+                _log.warning("Emits are taken again")
+            else:
+                _log.error("Emits are refused", extra={"code": refusal.code, "used_bytes": self._used_bytes})
+        self.refusal = refusal
+
+    def close(self) -> None:
+        """Leave in order: the log worked off, and a mark that says so."""
+        if self.failed:
+            # Closing the connection would work off the log, on a disk that cannot be trusted.
+            return
+        try:
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("UPDATE journal SET is_clean = 1")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            _log.error("Journal not left in order", extra={"reason": str(error)})
+        self._file.close()
+
+    # ---- helpers
+
+    def _aged_ms(self) -> int:
+        return self._monotonic_ms() + self._clock_offset_ms
+
+    def _text(self, statement: str, parameter: str) -> str:
+        (text,) = self._connection.execute(statement, (parameter,)).fetchone()
+        return str(text)
+
+    def _transact(self, statements: Sequence[tuple[str, Mapping[str, int]]]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in statements:
+                self._connection.execute(statement, values)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _failure(self, error: sqlite3.Error) -> Unavailable:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
+            self._file.reserve.release()
+            self._refuse(DiskFull())
+            return DiskFull()
+        if code in _SYNC_FAILURES:
+            self.failed = JournalFailed(
+                f"a sync of the journal {self._file.path} failed ({error}); what is on the disk must be read anew"
+            )
+            _log.critical("Journal failed", extra={"reason": str(self.failed)})
+        else:
+            _log.error("Journal error", extra={"reason": str(error), "code": getattr(error, "sqlite_errorname", None)})
+        return OutcomeUnknown()

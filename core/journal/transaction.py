@@ -1,0 +1,102 @@
+"""What one transaction accepts: n, totals and repeated answers, from committed state. The same for every driver. Pure.
+
+Nothing here changes committed state. A driver makes `accepted` durable and applies it, or forgets the transaction.
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from core.errors import IdempotencyConflict, TooManyOrderTypes
+from core.journal.base import Entry, IdempotencyKey, Outcome, Recorded
+from core.models import Summary
+from core.totals import Position, Row
+
+
+class Remembered(Struct, frozen=True, gc=False):
+    """An idempotency record: what was counted under a key, for whom, and when.
+
+    `accepted_ms` is Unix time, `aged_ms` the journal's own clock.
+    """
+
+    user_id: int
+    strategy_id: int
+    answer: Recorded
+    accepted_ms: int
+    aged_ms: int
+
+    def is_same_batch(self, entry: Entry) -> bool:
+        """Same user, strategy and counts, however the batch was encoded or ordered."""
+        return (
+            self.user_id == entry.user_id
+            and self.strategy_id == entry.strategy_id
+            and _unordered(self.answer.summaries) == _unordered(entry.summaries)
+        )
+
+
+class Committed(Protocol):
+    """The state that a transaction starts from."""
+
+    @property
+    def epoch(self) -> str:
+        """Of the journal."""
+
+    def committed_n(self, user_id: int) -> int:
+        """The user's last n, 0 before the first batch."""
+
+    def committed_head(self, user_id: int, strategy_id: int) -> Row:
+        """The key's newest row."""
+
+    def remembered(self, key: IdempotencyKey) -> Remembered | None:
+        """What was counted under an idempotency key within the window."""
+
+
+class Transaction:
+    """Entries in, outcomes out. `accepted` holds the new rows with what they were made of, in order.
+
+    `aged_ms`: the journal's own clock at the transaction.
+    """
+
+    def __init__(self, committed: Committed, aged_ms: int) -> None:
+        self.aged_ms = aged_ms
+        self.accepted: list[tuple[Row, Entry]] = []
+        self.remembered: dict[IdempotencyKey, Remembered] = {}
+        self._committed = committed
+        self._ns: dict[int, int] = {}
+        self._heads: dict[tuple[int, int], Row] = {}
+
+    def record(self, entry: Entry) -> Outcome:
+        """Assign n and totals, or repeat the earlier answer, or refuse."""
+        if entry.idempotency is not None:
+            earlier = self.remembered.get(entry.idempotency) or self._committed.remembered(entry.idempotency)
+            if earlier is not None:
+                return self._repeat(earlier, entry)
+        user_id = entry.user_id
+        n = (self._ns.get(user_id) or self._committed.committed_n(user_id)) + 1
+        stream_key = (user_id, entry.strategy_id)
+        head = self._heads.get(stream_key) or self._committed.committed_head(*stream_key)
+        try:
+            row = head.next(n, entry.accepted_ms, entry.summaries)
+        except TooManyOrderTypes as refusal:
+            return refusal
+        self._ns[user_id] = n
+        self._heads[stream_key] = row
+        self.accepted.append((row, entry))
+        if entry.idempotency is not None:
+            self.remembered[entry.idempotency] = Remembered(
+                user_id,
+                entry.strategy_id,
+                Recorded(n, entry.summaries, entry.ignored, None),
+                entry.accepted_ms,
+                self.aged_ms,
+            )
+        return Recorded(n, entry.summaries, entry.ignored, row)
+
+    def _repeat(self, earlier: Remembered, entry: Entry) -> Outcome:
+        if not earlier.is_same_batch(entry):
+            return IdempotencyConflict(str(Position(self._committed.epoch, earlier.answer.n)))
+        return earlier.answer
+
+
+def _unordered(summaries: tuple[Summary, ...]) -> list[tuple[str, int, int]]:
+    return sorted((summary.order_type, summary.created, summary.cancelled) for summary in summaries)

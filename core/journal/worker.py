@@ -1,0 +1,69 @@
+"""A thread that works off whatever waits, all of it at once, so that what comes in a crowd shares one transaction, one
+query and one wake-up of the loop.
+"""
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """Calls `work` with everything that waits, in order, and `rest` when nothing came for `rest_seconds`.
+
+    `rest` answers whether it has more to do: then it is called again at once, unless something waits. All are called
+    in the thread and must not raise; `finish` is the last one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[list[T]], None],
+        *,
+        rest: Callable[[], bool] | None = None,
+        rest_seconds: float = 1.0,
+        finish: Callable[[], None],
+    ) -> None:
+        self._work = work
+        self._rest = rest
+        self._rest_seconds = rest_seconds
+        self._finish = finish
+        self._waiting: SimpleQueue[T | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> None:
+        """Hand in one more. Never blocks."""
+        self._waiting.put(item)
+
+    def close(self) -> None:
+        """Work off what waits, then end. Does not wait for it."""
+        self._waiting.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        patience = self._rest_seconds
+        goes_on = True
+        while goes_on:
+            items = self._next(patience)
+            goes_on = None not in items
+            group = [item for item in items if item is not None]
+            if group:
+                self._work(group)
+                patience = self._rest_seconds
+            elif goes_on and self._rest is not None:
+                patience = 0 if self._rest() else self._rest_seconds
+        self._finish()
+
+    def _next(self, patience: float) -> list[T | None]:
+        """Everything that waits, or nothing when nothing came within so many seconds."""
+        try:
+            items = [self._waiting.get(timeout=None if self._rest is None else patience)]
+        except Empty:
+            return []
+        return items + [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]

@@ -1,0 +1,19 @@
+"""GET /internal/statistics/hourly: the counts of every hour."""
+
+from core import statistics
+from handlers.base import BaseHandler
+
+
+class HourlyHandler(BaseHandler):
+    """Counts by hour, strategy and order type of one user, exact up to the last commit."""
+
+    async def get(self) -> None:
+        span = statistics.span(self.moment("from"), self.moment("to"), self.services.hub.now_ms())
+        self.write_json(
+            await statistics.hourly(
+                self.services.hub,
+                self.required_identifier("user_id"),
+                self.optional_identifier("strategy_id"),
+                span,
+            )
+        )
