@@ -26,6 +26,7 @@ BATCH_RESULTS = (
     + b"]"
 )
 IN_FLIGHT = 16
+CALLS_IN_FLIGHT = 8
 BATCHES_PER_CALL = 30
 
 QUIET_CPU_NS = 1_000_000  # less than 1 ms of CPU in a look of QUIET_LOOK_SECONDS: the server is at rest
@@ -181,9 +182,9 @@ def emit(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> Se
         bundled = _emit_rounds(benches, keys, BATCHES_PER_CALL, sizes.emit_batches_in_calls, sizes.rounds)
     return Section(
         "emit",
-        f"{sizes.emit_keys:,} keys with one connection each, {IN_FLIGHT} calls in flight, {sizes.rounds} "
-        f"rounds of {sizes.emit_singles:,} single emits, and of {sizes.emit_batches_in_calls:,} in calls of "
-        f"{BATCHES_PER_CALL}",
+        f"{sizes.emit_keys:,} keys with one connection each, {sizes.rounds} rounds of {sizes.emit_singles:,} single "
+        f"emits, {IN_FLIGHT} in flight, and of {sizes.emit_batches_in_calls:,} in calls of {BATCHES_PER_CALL}, "
+        f"{CALLS_IN_FLIGHT} in flight",
         _names(kinds),
         (
             *_emit_rows("single", singles, sizes.emit_singles),
@@ -274,11 +275,12 @@ def _emit_rounds(
     benches: Sequence[Bench], keys: Sequence[StreamKey], per_call: int, batches: int, rounds: int
 ) -> Rounds:
     """Rounds of `batches` batches over the keys in turn, `per_call` of them in each call."""
+    in_flight = IN_FLIGHT if per_call == 1 else CALLS_IN_FLIGHT
 
     def emits(bench: Bench) -> Callable[[], None]:
         turn = [keys[i % len(keys)] for i in range(batches)]
         calls = [bench.call(turn[at : at + per_call]) for at in range(0, batches, per_call)]
-        return lambda: bench.client.emit(calls, IN_FLIGHT)
+        return lambda: bench.client.emit(calls, in_flight)
 
     return _interleaved(benches, [emits(bench) for bench in benches], rounds)
 

@@ -174,10 +174,10 @@ class Desk:
     `close`: an exception within `deliver` would end up in the log of the loop.
     """
 
-    def __init__(self, driver: Driver, directory: Path, limits: Limits) -> None:
+    def __init__(self, driver: Driver, directory: Path, limits: Limits, now_ms: int = 1_000) -> None:
         self.fails = False
         """Whether transactions fail from now on."""
-        self.now_ms = 1_000
+        self.now_ms = now_ms
         """The clock that ages are measured on."""
         self.journal = driver.open(directory, limits, Conditions(lambda: self.fails, lambda: self.now_ms))
         self.delivered: list[Work] = []
@@ -264,10 +264,12 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened(driver: Driver, directory: Path, limits: Limits | None = None) -> AsyncIterator[Desk]:
+async def opened(
+    driver: Driver, directory: Path, limits: Limits | None = None, now_ms: int = 1_000
+) -> AsyncIterator[Desk]:
     """A fresh journal and its desk, closed at the end."""
     with driver.surroundings():
-        desk = Desk(driver, directory, limits or Limits())
+        desk = Desk(driver, directory, limits or Limits(), now_ms)
         yield desk
         await desk.close()
 

@@ -12,7 +12,19 @@ from msgspec import Struct
 from tornado.ioloop import IOLoop
 
 from core.errors import IdempotencyConflict, OutcomeUnknown, TooManyOrderTypes
-from core.journal.base import HOUR_MS, Commit, Entry, IdempotencyKey, KeyRecord, Load, Outcome, Recorded, Work
+from core.journal.base import (
+    HOUR_MS,
+    BatchRecord,
+    Commit,
+    Entry,
+    HourCounts,
+    IdempotencyKey,
+    KeyRecord,
+    Load,
+    Outcome,
+    Recorded,
+    Work,
+)
 from core.models import Summary
 from core.totals import MAX_ORDER_TYPES, Position, Row
 from tests.contract.journal import (
@@ -749,6 +761,158 @@ async def test_a_failed_commit_trims_nothing(failing_journal: Desk) -> None:
     journal.fails = False
 
     assert [await journal.row_at(n) for n in (0, 1, 2)] == [Row.before_the_first(7, 3), *rows]
+
+
+# ---- hours
+
+
+HOUR = 500_000
+"""The hour in which most of these batches are accepted."""
+
+
+def at(hour: int, minute: int = 0) -> int:
+    return hour * HOUR_MS + minute * 60_000
+
+
+@pytest.mark.gen_test
+async def test_hours_hold_what_was_counted_in_them(journal: Desk) -> None:
+    await journal.record(
+        entry(Summary("MARKET", 1, 2), accepted_ms=at(HOUR)),
+        entry(Summary("LIMIT", 3, 0), Summary("MARKET", 1, 0), accepted_ms=at(HOUR, 59)),
+        entry(Summary("LIMIT", 5, 5), accepted_ms=at(HOUR + 1)),
+        entry(Summary("LIMIT", 7, 0), strategy_id=4, accepted_ms=at(HOUR)),
+        entry(Summary("LIMIT", 9, 0), user_id=8, accepted_ms=at(HOUR)),
+    )
+
+    assert await journal.journal.hours([7], None, HOUR, HOUR + 1) == [
+        HourCounts(HOUR, 7, 3, (Summary("LIMIT", 3, 0), Summary("MARKET", 2, 2))),
+        HourCounts(HOUR, 7, 4, (Summary("LIMIT", 7, 0),)),
+    ]
+    assert await journal.journal.hours([7, 8], 3, HOUR, HOUR + 2) == [
+        HourCounts(HOUR, 7, 3, (Summary("LIMIT", 3, 0), Summary("MARKET", 2, 2))),
+        HourCounts(HOUR, 8, 3, (Summary("LIMIT", 9, 0),)),
+        HourCounts(HOUR + 1, 7, 3, (Summary("LIMIT", 5, 5),)),
+    ]
+    assert await journal.journal.hours([7], None, HOUR + 2, HOUR + 2) == []
+    assert await journal.journal.hours([], None, HOUR, HOUR + 2) == []
+
+
+@with_limits(max_rows=2)
+@pytest.mark.gen_test
+async def test_hours_are_exact_after_every_commit_whatever_is_rolled_up_and_trimmed(journal: Desk) -> None:
+    for batches in range(1, 120):
+        # A clock that goes back puts a batch into an earlier hour.
+        await journal.record(entry(Summary("LIMIT", batches, 1), accepted_ms=at(HOUR + batches % 3)))
+        hours = await journal.journal.hours([7], None, HOUR, HOUR + 3)
+        assert sum(each.summaries[0].created for each in hours) == batches * (batches + 1) // 2
+        assert sum(each.summaries[0].cancelled for each in hours) == batches
+    assert [each.summaries[0].cancelled for each in hours] == [39, 40, 40]
+
+
+@pytest.mark.gen_test
+async def test_repeated_and_refused_batches_are_in_no_hour(journal: Desk) -> None:
+    await journal.call(entry(key="a", accepted_ms=at(HOUR)), entry(*types(0, 33), strategy_id=4, accepted_ms=at(HOUR)))
+    await journal.call(entry(key="a", accepted_ms=at(HOUR)))
+
+    assert await journal.journal.hours([7], None, HOUR, HOUR + 1) == [HourCounts(HOUR, 7, 3, entry().summaries)]
+
+
+# ---- looking batches up
+
+
+@pytest.mark.gen_test
+async def test_batches_are_found_by_key_and_time(journal: Desk) -> None:
+    await journal.record(*(entry(Summary("LIMIT", n, 0), accepted_ms=at(HOUR, n)) for n in range(1, 6)))
+    await journal.record(entry(strategy_id=4, accepted_ms=at(HOUR, 3)))
+
+    def found(n: int) -> BatchRecord:
+        return BatchRecord(7, 3, n, at(HOUR, n), (Summary("LIMIT", n, 0),))
+
+    look = journal.journal.batches
+    assert await look(7, 3, 0, at(HOUR, 2), at(HOUR, 4), 10) == [found(2), found(3)]
+    assert await look(7, 3, 0, 0, at(HOUR + 1), 2) == [found(1), found(2)]
+    assert await look(7, 3, 2, 0, at(HOUR + 1), 2) == [found(3), found(4)]
+    assert await look(7, 5, 0, 0, at(HOUR + 1), 10) == []
+    assert await look(8, 3, 0, 0, at(HOUR + 1), 10) == []
+
+
+@with_limits(max_rows=1)
+@pytest.mark.gen_test
+async def test_a_batch_is_found_by_its_key_with_what_was_answered(journal: Desk) -> None:
+    first = entry(Summary("LIMIT", 2, 1), ignored=3, key="a", accepted_ms=5)
+    await journal.record(first, entry(Summary("MARKET", 1, 0), user_id=8, key="a", caller="others", accepted_ms=6))
+    await journal.record(*[entry(key="b")] + [entry()] * 20)
+
+    found = sorted(await journal.journal.batches_of_key("a"), key=lambda record: record.user_id)
+    assert found == [
+        BatchRecord(7, 3, 1, 5, first.summaries, 3, IdempotencyKey("orders", "a")),
+        BatchRecord(8, 3, 1, 6, (Summary("MARKET", 1, 0),), 0, IdempotencyKey("others", "a")),
+    ]
+    assert await journal.journal.batches_of_key("A") == []
+
+
+# ---- deletion
+
+
+@pytest.mark.gen_test
+async def test_a_deletion_leaves_nothing_of_its_user_and_all_of_the_others(journal: Desk) -> None:
+    await journal.record(entry(key="a"), entry(strategy_id=4), entry(), entry(user_id=8, key="b"))
+
+    deletion = await journal.delete(7)
+
+    assert (deletion.failure, deletion.n, deletion.rows) == (None, 4, 3)
+    load = await journal.load(7)
+    assert (load.n, load.floor, list(load.heads)) == (4, 4, [])
+    assert await journal.journal.key_record(7, 3) is None
+    assert await journal.journal.hours([7], None, 0, 1) == []
+    assert await journal.journal.batches(7, 3, 0, 0, 10**12, 10) == []
+    assert await journal.journal.batches_of_key("a") == []
+    assert (await journal.load(8)).n == 1
+    assert len(await journal.journal.hours([8], None, 0, 1)) == 1
+    assert len(await journal.journal.batches_of_key("b")) == 1
+
+
+@pytest.mark.gen_test
+async def test_no_position_from_before_a_deletion_is_taken_for_one_from_after(journal: Desk) -> None:
+    await journal.record(entry(), entry(), entry(strategy_id=4))
+    await journal.delete(7)
+    assert [await journal.row_at(n) for n in range(4)] == [None] * 4
+    assert await journal.row_at(4) == Row.before_the_first(7, 3)
+
+    (row,) = await journal.record(entry(Summary("LIMIT", 9, 0)))
+
+    assert (row.n, row.number, row.totals.summaries) == (5, 1, (Summary("LIMIT", 9, 0),))
+    assert await journal.row_at(3) is None
+    assert await journal.row_at(4) == Row.before_the_first(7, 3)
+    assert await journal.row_at(5) == row
+
+
+@pytest.mark.gen_test
+async def test_a_user_can_be_deleted_again_and_one_without_batches_at_all(journal: Desk) -> None:
+    assert (await journal.delete(7)).n == 0
+    await journal.record(entry())
+    await journal.delete(7)
+    await journal.record(entry(), entry())
+    again = await journal.delete(7)
+
+    assert (again.n, again.rows) == (5, 2)
+    assert (await journal.load(7)).n == 5
+    assert await journal.row_at(4) is None
+
+
+@with_limits(max_rows=2)
+@pytest.mark.gen_test
+async def test_trimming_goes_on_over_a_deletion(journal: Desk) -> None:
+    await journal.record(*[entry()] * 5, *[entry(user_id=8)] * 5)
+    await journal.delete(7)
+    rows = await journal.record(*[entry(Summary("LIMIT", 3, 0))] * 5)
+
+    async def is_trimmed() -> bool:
+        return await journal.row_at(8) is None
+
+    await journal.commit_until(is_trimmed)
+    assert await journal.row_at(11) == rows[-1]
+    assert [each.summaries for each in await journal.journal.hours([7], None, 0, 1)] == [(Summary("LIMIT", 15, 0),)]
 
 
 # ---- everything at once, against the naive model

@@ -91,6 +91,8 @@ async def test_what_is_not_there_is_a_problem_with_any_method(
         ("/internal/emit", "GET", "POST"),
         ("/internal/connections", "DELETE", "GET"),
         ("/healthz/live", "POST", "GET, HEAD"),
+        ("/internal/users/7", "GET", "DELETE"),
+        ("/internal/statistics/hourly", "POST", "GET"),
         ("/internal/emit", "BREW", "POST"),
     ],
 )
@@ -111,7 +113,7 @@ async def test_a_method_that_a_route_does_not_take_is_told_which_it_takes(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("path", ["/internal/emit", "/internal/connections", "/internal/keys/7/3"])
+@pytest.mark.parametrize("path", ["/internal/emit", "/internal/connections", "/internal/keys/7/3", "/internal/batches"])
 async def test_nothing_internal_is_on_the_public_listener(
     http_client: AsyncHTTPClient, public_port: int, path: str
 ) -> None:

@@ -1,0 +1,390 @@
+"""What only a journal on disk can do: come back, know its file again, refuse a file that is not its own."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from click.testing import CliRunner
+
+from core.cli import tallywire
+from core.journal import files
+from core.journal.base import HOUR_MS, JournalError, JournalLimits
+from core.journal.sqlite import heads, opening, schema
+from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
+from core.models import Summary
+from core.totals import Row
+from tests.contract.journal import DRIVERS, Desk, Driver, Limits, entry, opened, recorded, row_of
+
+ON_DISK = next(driver for driver in DRIVERS if driver.name == "sqlite power")
+IN_PROCESS = next(driver for driver in DRIVERS if driver.name.startswith("sqlite process"))
+JOURNAL = "tallywire.db"
+
+
+def in_turn(
+    directory: Path,
+    *scenarios: Callable[[Desk], Awaitable[None]],
+    driver: Driver = ON_DISK,
+    limits: Limits | None = None,
+    now_ms: int = 1_000,
+) -> list[str]:
+    """One life of the journal after the other, each left in order; answers their epochs."""
+    epochs = []
+
+    async def live(scenario: Callable[[Desk], Awaitable[None]]) -> None:
+        async with opened(driver, directory, limits, now_ms) as desk:
+            epochs.append(desk.journal.epoch)
+            await scenario(desk)
+
+    for scenario in scenarios:
+        asyncio.run(live(scenario))
+    return epochs
+
+
+async def nothing(_desk: Desk) -> None:
+    """A life without work."""
+
+
+async def one_batch(desk: Desk) -> None:
+    await desk.record(entry())
+
+
+def sql(path: Path, statement: str) -> list[tuple[object, ...]]:
+    """Behind the journal's back, while nobody has it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+# ---- coming back
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    async def before(desk: Desk) -> None:
+        await desk.record(
+            entry(Summary("MARKET", 2, 0), key="a", ignored=4, accepted_ms=HOUR_MS),
+            entry(strategy_id=4, accepted_ms=HOUR_MS),
+        )
+
+    async def after(desk: Desk) -> None:
+        first = Row.before_the_first(7, 3).next(1, HOUR_MS, (Summary("MARKET", 2, 0),))
+        load = await desk.load(7)
+        assert (load.n, sorted(row.strategy_id for row in load.heads)) == (2, [3, 4])
+        assert await desk.row_at(1) == first
+        repeated = await desk.call(entry(Summary("MARKET", 2, 0), key="a"))
+        assert (recorded(repeated.outcomes[0]).n, recorded(repeated.outcomes[0]).ignored) == (1, 4)
+        assert len(await desk.journal.hours([7], None, 1, 2)) == 2
+        (row,) = await desk.record(entry(Summary("LIMIT", 0, 1)))
+        assert (row.n, row.number, row.totals.summaries) == (3, 2, (Summary("MARKET", 2, 0), Summary("LIMIT", 0, 1)))
+
+    first, second = in_turn(tmp_path, before, after)
+    assert first == second
+
+
+def test_trimming_and_hours_go_on_where_they_stood(tmp_path: Path) -> None:
+    async def one_life(desk: Desk) -> None:
+        for _ in range(20):
+            await desk.record(entry())
+
+    async def check(desk: Desk) -> None:
+        (hour,) = await desk.journal.hours([7], None, 0, 1)
+        assert hour.summaries == (Summary("LIMIT", 60, 0),)
+        assert (await desk.load(7)).n == 60
+
+        async def is_trimmed() -> bool:
+            return await desk.row_at(56) is None
+
+        await desk.commit_until(is_trimmed)
+
+    in_turn(tmp_path, one_life, one_life, one_life, check, limits=Limits(max_rows=3))
+
+
+def test_what_is_kept_does_not_age_while_the_journal_is_closed(tmp_path: Path) -> None:
+    limits = Limits(max_age_ms=1_000, idempotency_window_ms=1_000)
+
+    async def begin(desk: Desk) -> None:
+        await desk.record(entry(key="a"))
+
+    async def come_back(desk: Desk) -> None:
+        await desk.record(entry())
+        assert recorded((await desk.call(entry(key="a"))).outcomes[0]).row is None
+        assert (await desk.row_at(1)) == Row.before_the_first(7, 3).next(1, 1_000, entry().summaries)
+
+    async def stay(desk: Desk) -> None:
+        desk.now_ms += 1_001
+        assert row_of((await desk.call(entry(key="a"))).outcomes[0]).n == 4
+
+    in_turn(tmp_path, begin, limits=limits)
+    # The clock of another process: it begins anywhere.
+    in_turn(tmp_path, come_back, limits=limits, now_ms=77_000_000)
+    in_turn(tmp_path, come_back, stay, limits=limits, now_ms=3)
+
+
+def test_memory_does_not_grow_with_every_user_ever_seen(tmp_path: Path) -> None:
+    async def many_users(desk: Desk) -> None:
+        for first in range(1, 200, 20):
+            await desk.record(*(entry(user_id=user_id) for user_id in range(first, first + 20)))
+        writer = desk.journal._writer  # type: ignore[attr-defined]  # of SqliteJournal
+        assert len(writer._heads) <= 50
+        assert [(await desk.record(entry(user_id=user_id)))[0].n for user_id in (1, 100, 199)] == [2, 2, 2]
+
+    with mock.patch.object(heads, "MOST_HEADS", 50):
+        in_turn(tmp_path, many_users)
+
+
+# ---- epochs
+
+
+def test_a_journal_left_in_order_keeps_its_epoch_at_every_durability(tmp_path: Path) -> None:
+    other_boot = mock.patch.object(opening, "boot_id", return_value="another")
+    (first,) = in_turn(tmp_path, one_batch, driver=IN_PROCESS)
+    with other_boot:
+        assert in_turn(tmp_path, one_batch, driver=IN_PROCESS) == [first]
+    assert in_turn(tmp_path, one_batch) == [first]
+
+
+def abandoned(path: Path, durability: Durability, boot: str) -> str:
+    """A life that ends without a word; answers its epoch."""
+    with mock.patch.object(opening, "boot_id", return_value=boot):
+        file = open_file(path, durability, 0)
+        file.close()
+    return file.epoch
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "boot", "keeps"),
+    [
+        ("power", "power", "other", True),
+        ("power", "process", "other", True),
+        ("process", "process", "same", True),
+        ("process", "power", "same", True),
+        ("process", "process", "other", False),
+        ("process", "power", "other", False),
+        ("process", "process", "", False),
+    ],
+)
+@pytest.mark.logs("New epoch")
+def test_a_machine_that_stopped_ends_the_epoch_where_the_tail_may_be_lost(
+    tmp_path: Path, before: Durability, after: Durability, boot: str, keeps: bool
+) -> None:
+    path = tmp_path / JOURNAL
+    epoch = abandoned(path, before, "same")
+
+    assert (abandoned(path, after, boot) == epoch) is keeps
+
+
+@pytest.mark.logs("New epoch")
+def test_a_copy_in_the_place_of_the_file_begins_a_new_epoch_also_with_the_same_inode_number(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    (first,) = in_turn(tmp_path, one_batch)
+    inode = path.stat().st_ino
+    for _ in range(20):
+        shutil.copy(path, tmp_path / "backup")
+        path.unlink()
+        shutil.copy(tmp_path / "backup", path)
+        if path.stat().st_ino == inode:
+            break
+
+    assert in_turn(tmp_path, nothing) != [first]
+    if path.stat().st_ino != inode:
+        pytest.skip("this file system does not give a number out again")
+
+
+def test_a_file_that_is_moved_is_the_same_file(tmp_path: Path) -> None:
+    (first,) = in_turn(tmp_path, one_batch)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / JOURNAL).rename(tmp_path / "elsewhere" / JOURNAL)
+
+    assert in_turn(tmp_path / "elsewhere", nothing) == [first]
+
+
+def test_new_epoch_says_which_and_keeps_the_batches(tmp_path: Path) -> None:
+    (first,) = in_turn(tmp_path, one_batch)
+
+    said = CliRunner().invoke(tallywire, ["journal", "new-epoch", "--journal", str(tmp_path / JOURNAL)])
+
+    assert said.exit_code == 0
+    assert f", before {first}." in said.output
+
+    async def check(desk: Desk) -> None:
+        assert (await desk.load(7)).n == 1
+        assert desk.journal.epoch in said.output
+
+    assert in_turn(tmp_path, check) != [first]
+
+
+def test_new_epoch_makes_no_journal_where_there_is_none(tmp_path: Path) -> None:
+    said = CliRunner().invoke(tallywire, ["journal", "new-epoch", "--journal", str(tmp_path / JOURNAL)])
+
+    assert said.exit_code == 1
+    assert "there is no journal" in said.output
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- one process
+
+
+def test_a_second_process_is_refused_and_told_who_has_the_journal(tmp_path: Path) -> None:
+    async def try_again(_desk: Desk) -> None:
+        with pytest.raises(JournalError, match=rf"in use by process {os.getpid()}\. Stop that process"):
+            open_file(tmp_path / JOURNAL, "power", 0)
+        with pytest.raises(JournalError, match="in use by"):
+            begin_new_epoch(tmp_path / JOURNAL)
+
+    in_turn(tmp_path, try_again, one_batch)
+
+
+# ---- files that are not to be used
+
+
+def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
+    in_turn(tmp_path, one_batch)
+    sql(tmp_path / JOURNAL, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+
+    with pytest.raises(JournalError, match=r"newer version of Tallywire \(schema 2, this one knows 1\)"):
+        open_file(tmp_path / JOURNAL, "power", 0)
+
+
+def test_an_older_schema_is_migrated_forward_with_its_batches(tmp_path: Path) -> None:
+    (epoch,) = in_turn(tmp_path, one_batch)
+    step = "ALTER TABLE rows ADD COLUMN colour TEXT; UPDATE rows SET colour = 'red'"
+
+    with mock.patch.object(opening, "MIGRATIONS", (*schema.MIGRATIONS, step)):
+        open_file(tmp_path / JOURNAL, "power", 0).close()
+
+    assert sql(tmp_path / JOURNAL, "SELECT colour FROM rows") == [("red",)]
+    assert sql(tmp_path / JOURNAL, "PRAGMA user_version") == [(2,)]
+    assert sql(tmp_path / JOURNAL, "SELECT epoch FROM journal") == [(epoch,)]
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    in_turn(tmp_path, one_batch)
+    step = "ALTER TABLE rows ADD COLUMN colour TEXT; UPDATE nowhere SET colour = 'red'"
+
+    with (
+        mock.patch.object(opening, "MIGRATIONS", (*schema.MIGRATIONS, step)),
+        pytest.raises(JournalError, match="nowhere"),
+    ):
+        open_file(tmp_path / JOURNAL, "power", 0)
+
+    in_turn(tmp_path, one_batch)
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    sql(tmp_path / JOURNAL, "CREATE TABLE cats (name TEXT)")
+
+    with pytest.raises(JournalError, match="database of another program"):
+        open_file(tmp_path / JOURNAL, "power", 0)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_text("Dear diary, " * 1000)
+
+    with pytest.raises(JournalError, match=r"not a database.*--journal"):
+        open_file(tmp_path / JOURNAL, "power", 0)
+    assert (tmp_path / JOURNAL).read_text() == "Dear diary, " * 1000
+
+
+def test_a_directory_that_is_not_there_is_named_with_a_fix(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"No such file or directory.*must exist"):
+        open_file(tmp_path / "missing" / JOURNAL, "power", 0)
+
+
+# ---- files
+
+
+def test_only_the_owner_may_read_the_journal(tmp_path: Path) -> None:
+    async def look(desk: Desk) -> None:
+        await one_batch(desk)
+        assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+            JOURNAL + suffix: "0o600" for suffix in ("", "-wal", "-shm", "-lock", "-reserve")
+        }
+
+    in_turn(tmp_path, look)
+
+
+def test_a_log_that_was_left_behind_is_written_once_more_and_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(os.urandom(3 * 2**20 + 17))
+    held = log.read_bytes()
+
+    files.make_durable(log)
+
+    assert log.read_bytes() == held
+    files.make_durable(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_reserve_is_held_until_it_is_given_up(tmp_path: Path) -> None:
+    reserve = files.Reserve(tmp_path / "reserve", 2**20)
+
+    assert reserve.hold()
+    assert (tmp_path / "reserve").stat().st_blocks * 512 >= 2**20
+    reserve.release()
+    assert not (tmp_path / "reserve").exists()
+    assert not reserve.is_held
+
+
+# ---- limits
+
+
+def test_a_log_does_not_grow_with_what_is_committed(tmp_path: Path) -> None:
+    async def many(desk: Desk) -> None:
+        for _ in range(30):
+            await desk.record(*[entry()] * 1000)
+
+    in_turn(tmp_path, many)
+    sizes: list[int] = []
+
+    async def look(desk: Desk) -> None:
+        await many(desk)
+        sizes.append((tmp_path / f"{JOURNAL}-wal").stat().st_size)
+
+    in_turn(tmp_path, look)
+    assert sizes[0] < 3 * 2**20
+
+
+def test_rows_go_early_when_they_take_too_much_room_and_emits_go_on(tmp_path: Path) -> None:
+    limits = JournalLimits(max_rows=10**6, max_age_ms=10**12, idempotency_window_ms=10**12, max_bytes=2**20)
+
+    async def many(desk: Desk) -> None:
+        for _ in range(60):
+            (*_, last) = await desk.record(*[entry()] * 500)
+        assert last.n == 30_000
+        assert await desk.row_at(1) is None
+        assert await desk.row_at(30_000) == last
+        (hour,) = await desk.journal.hours([7], None, 0, 1)
+        assert hour.summaries[0].created == 30_000
+
+    with mock.patch.object(Limits, "of_a_journal", return_value=limits):
+        in_turn(tmp_path, many)
+    assert (tmp_path / JOURNAL).stat().st_size < 2 * 2**20
+
+
+@pytest.mark.logs("New epoch")
+def test_a_batch_in_flight_when_the_process_was_killed_is_there_or_not_but_never_half(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+
+    async def copy_while_open(desk: Desk) -> None:
+        (row,) = await desk.record(entry(key="a"))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{tmp_path / 'left'}{suffix}")
+        assert row_of((await desk.call(entry())).outcomes[0]).n == row.n + 1
+
+    in_turn(tmp_path, copy_while_open)
+    (tmp_path / "copy").mkdir()
+    for suffix in ("", "-wal"):
+        shutil.move(f"{tmp_path / 'left'}{suffix}", f"{tmp_path / 'copy' / JOURNAL}{suffix}")
+    log = tmp_path / "copy" / f"{JOURNAL}-wal"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-100])
+
+    file = open_file(tmp_path / "copy" / JOURNAL, "power", 0)
+    rows = file.connection.execute("SELECT count(*) FROM rows").fetchone()
+    keys = file.connection.execute("SELECT count(*) FROM idempotency").fetchone()
+    file.close()
+    assert rows == keys == (0,)
