@@ -21,12 +21,12 @@ from types import FrameType
 import msgspec
 
 from bench import report, workloads
-from bench.kinds import Kinds, of_this_checkout
+from bench.kinds import Kinds
 from bench.load import LoadError
 from bench.server import ROOT, ServerError, ServerKind
 from bench.workloads import FULL, QUICK, Sizes
 
-RUN_SECONDS = 360
+RUN_SECONDS = 900
 SPARE_DESCRIPTORS = 200
 LATEST = ROOT / "bench" / "results" / "latest.json"
 
@@ -36,6 +36,8 @@ WORKLOADS: dict[str, tuple[Workload, Callable[[Kinds], Sequence[ServerKind]]]] =
     "emit": (workloads.emit, lambda kinds: kinds.emitting),
     "memory": (workloads.memory, lambda kinds: kinds.fanned_out),
     "connect": (workloads.connect, lambda kinds: kinds.fanned_out),
+    "journal": (workloads.journal, lambda kinds: kinds.journals),
+    "restart": (workloads.restart, lambda kinds: kinds.journals[:1]),
 }
 
 
@@ -82,7 +84,7 @@ def _run(options: Options) -> report.Report:
     server_cores, client_cores = _split_cores()
     os.sched_setaffinity(0, client_cores)
     started_at, started = datetime.now(UTC), time.monotonic()
-    kinds = of_this_checkout()
+    kinds = Kinds()
     chosen = [(name, *_measured(name, kinds)) for name in WORKLOADS if name in options.only]
     sections = tuple(_announced(*choice, server_cores, sizes) for choice in chosen)
     return report.Report(

@@ -1,4 +1,4 @@
-"""The four workloads, each from the outside: fan-out, emit, memory, connect.
+"""The workloads, each from the outside: fan-out, emit, memory, connect, journal, restart.
 
 A workload takes the servers to measure, runs them one next to the other (A B A B, so that a drift of the
 machine meets all of them), and gives one Section. It measures; it judges nothing.
@@ -6,13 +6,17 @@ machine meets all of them), and gives one Section. It measures; it judges nothin
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import count, islice
+from tempfile import TemporaryDirectory
 
-from bench.load import Call, LoadClient, StreamKey, call_of
+from bench.load import Call, LoadClient, LoadError, StreamKey, call_of
 from bench.report import Row, Section, cost_row, plain_row, rate_row
 from bench.server import Memory, RunningServer, ServerKind, running
 
@@ -25,6 +29,10 @@ BATCH_RESULTS = (
     )
     + b"]"
 )
+ONE_RESULT = b'[{"order_type":"LIMIT","event_type":"order_created","success":true}]'
+BATCHES_PER_FILL = 10_000
+OTHER_USERS = 5_000
+FILL_SECONDS = 60
 IN_FLIGHT = 16
 CALLS_IN_FLIGHT = 8
 BATCHES_PER_CALL = 30
@@ -50,6 +58,9 @@ class Sizes:
     memory_connections: int
     memory_look_seconds: float
     connect_streams: int
+    restart_batches: int
+    resume_batches: int
+    resumes: int
 
 
 FULL = Sizes(
@@ -62,6 +73,9 @@ FULL = Sizes(
     memory_connections=10_000,
     memory_look_seconds=0.75,
     connect_streams=1_000,
+    restart_batches=1_000_000,
+    resume_batches=100_000,
+    resumes=50,
 )
 QUICK = Sizes(
     rounds=3,
@@ -73,6 +87,9 @@ QUICK = Sizes(
     memory_connections=2_000,
     memory_look_seconds=0.15,
     connect_streams=300,
+    restart_batches=20_000,
+    resume_batches=5_000,
+    resumes=10,
 )
 
 
@@ -238,6 +255,74 @@ def connect(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) ->
             plain_row("client CPU per connect", "µs", _client_per(rounds, sizes.connect_streams)),
         ),
     )
+
+
+def journal(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> Section:
+    """What durability costs: the same emits as in `emit`, on every journal that there is."""
+    section = emit(kinds, cores, sizes)
+    return Section("journal", section.what, section.servers, section.rows)
+
+
+def restart(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> Section:
+    """A journal that is full of batches: the start of the server on it, and a resume over a long absence."""
+    (kind,) = kinds
+    with TemporaryDirectory(prefix="tallywire-bench-") as scratch:
+        durable = ServerKind(kind.name, tuple(each.replace("{scratch}", scratch) for each in kind.arguments))
+        with running(durable, cores) as server:
+            _fill(server, sizes.restart_batches)
+        starts: list[float] = []
+        resumes: list[float] = []
+        for _ in range(sizes.rounds):
+            started = time.perf_counter()
+            with running(durable, cores) as server:
+                starts.append(time.perf_counter() - started)
+                resumes += _resume(server, sizes)
+    return Section(
+        "restart",
+        f"{sizes.restart_batches:,} batches in the journal, every second one of one key; {sizes.rounds} starts, "
+        f"{sizes.resumes} resumes each over {sizes.resume_batches:,} missed batches of it, from the GET to the end of "
+        "its one frame",
+        _names(kinds),
+        (
+            plain_row("from the start of the process to ready", "s", [starts]),
+            plain_row("resume", "ms", [[seconds * 1e3 for seconds in resumes]]),
+        ),
+    )
+
+
+def _fill(server: RunningServer, batches: int) -> None:
+    """Every second batch is of user 7, the others of thousands."""
+    with closing(HTTPConnection(server.internal.host, server.internal.port, timeout=FILL_SECONDS)) as connection:
+        for start in range(0, batches, BATCHES_PER_FILL):
+            users = (
+                7 if at % 2 else 1_000 + at % OTHER_USERS for at in range(start, min(batches, start + BATCHES_PER_FILL))
+            )
+            body = b"\n".join(
+                b'{"user_id":%d,"strategy_id":3,"batch_results":%b}' % (user, ONE_RESULT) for user in users
+            )
+            connection.request("POST", "/internal/emit", body, {"Content-Type": "application/x-ndjson"})
+            response = connection.getresponse()
+            if response.status != 200 or b'"rejected"' in response.read():
+                raise LoadError(f"a call was answered {response.status}")
+
+
+def _resume(server: RunningServer, sizes: Sizes) -> Iterator[float]:
+    """Seconds of each resume; LoadError when what was missed does not come as one frame."""
+    with closing(HTTPConnection(server.internal.host, server.internal.port, timeout=FILL_SECONDS)) as connection:
+        connection.request("GET", "/internal/keys/7/3")
+        head = json.loads(connection.getresponse().read())["head"]
+    epoch, _, n = head.rpartition("-")
+    for _ in range(sizes.resumes):
+        with socket.create_connection((server.public.host, server.public.port)) as stream:
+            started = time.perf_counter()
+            request = f"GET /stream?user_id=7&strategy_id=3 HTTP/1.1\r\nHost: {server.public}\r\nLast-Event-ID: "
+            stream.sendall(f"{request}{epoch}-{int(n) - sizes.resume_batches}\r\n\r\n".encode())
+            received = b""
+            while f"id: {head}\n\n".encode() not in received:
+                received += stream.recv(65536)
+            yield time.perf_counter() - started
+        if received.count(b"order_batch_update\n") != 1 or b'"batches":%d}' % sizes.resume_batches not in received:
+            raise LoadError(f"not one frame: {received[-600:]!r}")
 
 
 @contextmanager
