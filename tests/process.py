@@ -10,12 +10,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = (str(ROOT / "server.py"),)
 START_SECONDS = 20
 """How long a server may take to become ready, on a machine that is busy with other things."""
 
@@ -84,15 +85,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(*arguments: str, public_port: int = 0, internal_port: int = 0) -> Iterator[ServerProcess]:
-    """A server on free ports (or the given ones); killed at the end if it still runs."""
+def running_server(
+    *arguments: str,
+    public_port: int = 0,
+    internal_port: int = 0,
+    command_prefix: Sequence[str] = (),
+    program: Sequence[str] = PROGRAM,
+) -> Iterator[ServerProcess]:
+    """A server on free ports (or the given ones); killed at the end if it still runs.
+
+    `command_prefix`: a command that becomes the one behind it. `program`: what the interpreter runs, see `broken`.
+    """
     with tempfile.TemporaryDirectory(prefix="tallywire-test-") as directory:
         log = Path(directory) / "log"
         with log.open("w") as stderr:
             process = subprocess.Popen(
                 [
+                    *command_prefix,
                     sys.executable,
-                    str(ROOT / "server.py"),
+                    *program,
                     "serve",
                     f"--public-listen=127.0.0.1:{public_port}",
                     f"--internal-listen=127.0.0.1:{internal_port}",
@@ -112,6 +123,11 @@ def running_server(*arguments: str, public_port: int = 0, internal_port: int = 0
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def broken(patch: str) -> tuple[str, str]:
+    """A program that is the server with a planted mistake: statements that run before it."""
+    return "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport server\n{patch}\nserver.main()"
 
 
 def _wait_for_ready(process: subprocess.Popen[str], log: Path) -> tuple[str, str]:

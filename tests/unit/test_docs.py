@@ -1,20 +1,34 @@
 """What the documents say exists, and what exists is in the documents."""
 
+import inspect
+import json
 import re
+from functools import partial
 from typing import get_args
 
+import msgspec
 import pytest
 from tornado.routing import PathMatches
 
 from core import models, settings
 from core.errors import ERRORS, TallywireError
+from core.sse import COMMENT_HEARTBEAT, EventParser, ServerSentEvent, encode_event
 from core.subscriber import CloseReason
-from handlers import routes
+from core.totals import Position
+from handlers import routes, stream
 from handlers.base import Services
 from tests.process import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 README = (ROOT / "README.md").read_text()
+
+CONTROLS = {control.event: control for control in get_args(models.ControlEvent)}
+FRAMES = {
+    "order_batch_update": (models.OrderBatchUpdate, models.FlatOrderBatchUpdate),
+    "order_batch_catch_up": (models.OrderBatchCatchUp, models.FlatOrderBatchCatchUp),
+}
+EVENTS = [*FRAMES, *CONTROLS]
 
 
 @pytest.mark.parametrize("field", settings.fields(), ids=lambda field: field.name)
@@ -37,11 +51,9 @@ def test_the_reference_knows_no_error_code_that_does_not_exist() -> None:
 
 
 def test_every_event_and_reason_is_in_the_reference() -> None:
-    events = ["order_batch_update", "order_batch_catch_up"]
-    events += [event.event for event in get_args(models.ControlEvent)]
     reasons = (*get_args(models.ResetReason), *get_args(models.ClosingReason), *get_args(CloseReason))
 
-    assert [name for name in (*events, *reasons) if f"`{name}`" not in REFERENCE] == []
+    assert [name for name in (*EVENTS, *reasons) if f"`{name}`" not in REFERENCE] == []
 
 
 def test_every_route_is_in_the_reference() -> None:
@@ -61,3 +73,59 @@ def test_the_readmes_first_two_commands_are_targets_of_the_makefile() -> None:
 
     assert commands[:2] == ["run", "test"]
     assert all(re.search(rf"^{command}:", makefile, re.MULTILINE) for command in commands)
+
+
+# ---- docs/protocol.md
+
+EXAMPLES = re.findall(r"^```sse\n(.*?)^```$", PROTOCOL, re.MULTILINE | re.DOTALL)
+"""What stands in its blocks of event stream, to be the bytes on the wire."""
+
+in_order = partial(json.loads, object_pairs_hook=list, parse_int=float)
+"""JSON for a comparison that sees the order of fields, and no difference between 15 and 15.0."""
+
+
+def test_every_event_and_reason_of_a_stream_is_in_the_protocol() -> None:
+    reasons = (*get_args(models.ResetReason), *get_args(models.ClosingReason))
+
+    assert [name for name in (*EVENTS, *reasons) if f"`{name}`" not in PROTOCOL] == []
+
+
+def test_every_parameter_of_a_stream_is_in_the_protocol_and_in_the_reference() -> None:
+    parameters = re.findall(r'given(?:, |\.get\()"(\w+)"', inspect.getsource(stream.read_stream_request))
+
+    assert {"user_id", "strategy_id", "last_event_id"} < set(parameters), "they are still read as this test thinks"
+    assert [name for name in parameters if not re.search(rf"[`?&]{name}[`=]", PROTOCOL)] == []
+    assert [name for name in parameters if f"| `{name}` |" not in REFERENCE] == []
+
+
+def test_the_protocol_shows_every_event_and_the_comment() -> None:
+    shown = [event.event for example in EXAMPLES for event in EventParser().feed(example.encode())]
+
+    assert set(shown) == set(EVENTS)
+    assert COMMENT_HEARTBEAT.decode() in EXAMPLES
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.partition("\n")[0].removeprefix("event: "))
+def test_every_example_of_the_protocol_is_what_a_server_writes(example: str) -> None:
+    parser = EventParser()
+    events = parser.feed(example.encode())
+    if example == COMMENT_HEARTBEAT.decode():
+        assert (events, parser.comments) == ([], 1)
+        return
+
+    (event,) = events
+    event_id = event.last_event_id or None
+    written = encode_event(event.event, event.data.encode(), event_id=event_id, retry_ms=parser.retry_ms)
+    assert example == written.decode(), "one block, its lines in their order"
+    assert event_id is None or str(Position.parse(event_id)) == event_id
+    assert in_order(event.data) == in_order(_written_again(event)), "its fields in their order, and no others"
+
+
+def _written_again(event: ServerSentEvent) -> bytes:
+    """The data line read into its struct and out of it: a field that the struct does not have is lost on the way."""
+    is_flat = "type" not in json.loads(event.data)
+    if event.event in FRAMES:
+        return msgspec.json.encode(msgspec.json.decode(event.data, type=FRAMES[event.event][is_flat]))
+    fields = json.loads(event.data)
+    inner = msgspec.convert(fields if is_flat else fields["data"], CONTROLS[event.event])
+    return msgspec.json.encode(inner if is_flat else {"type": event.event, "data": inner})

@@ -290,7 +290,7 @@ class Writer:
 
     def _trim_to(self, oldest_row_ms: int | None, oldest_ms: int, step: int) -> int:
         """The seq up to which rows are too many, too old, or take too much room; at most one step ahead."""
-        end = self._trimmed_to + step
+        end = min(self._trimmed_to + step, self._last_seq)
         if self._used_bytes > self._limits.max_bytes * SOFT_LIMIT:
             return end
         too_many = self._last_seq - self._limits.max_rows
