@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -51,6 +51,9 @@ INTERNAL_IDLE_SECONDS = 75
 """The same for order services, which keep connections open between emits; longer than most clients' own limit."""
 
 BODY_SECONDS = 5
+
+CLOSE_SECONDS = 10
+"""For the journal to work off its log at the end. If it takes longer, the next start does it."""
 
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_EVERY_SECONDS, KEEPALIVE_PROBES = 30, 10, 3
 
@@ -107,11 +110,16 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
         loop.add_signal_handler(number, _leave_or_quit, stop)
     journal = open_journal(settings, loop)
     try:
-        listeners = bind(settings)
-    except SettingsError:
-        await journal.close()
-        raise
-    hub = build_hub(settings, journal, loop)
+        await _serve_on(journal, settings, stop, on_ready)
+    finally:
+        await _close(journal)
+
+
+async def _serve_on(
+    journal: Journal, settings: Settings, stop: asyncio.Event, on_ready: Callable[[str, str], None]
+) -> None:
+    listeners = bind(settings)
+    hub = build_hub(settings, journal, asyncio.get_running_loop())
     failures: list[JournalFailed] = []
 
     def end(failed: JournalFailed) -> None:
@@ -120,7 +128,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
 
     hub.start(end)
     servers = start_servers(settings, hub, listeners)
-    notices = loop.create_task(HourlyNotices(hub).run())
+    notices = asyncio.create_task(HourlyNotices(hub).run())
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -137,8 +145,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
     )
     await stop.wait()
     notices.cancel()
-    with suppress(asyncio.CancelledError):
-        await notices
+    await asyncio.gather(notices, return_exceptions=True)
     _log.info("Stopping", extra={"connections": len(hub.registry)})
     for server in servers:
         server.stop()
@@ -211,9 +218,18 @@ def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HT
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer]) -> None:
     """Finish what is in flight, tell every stream, and go; cut what is left after `drain_seconds`."""
     await hub.drain(settings.drain_seconds)
-    await hub.journal.close()
+    await _close(hub.journal)
     for server in servers:
         await server.close_all_connections()
+
+
+async def _close(journal: Journal) -> None:
+    """Harmless when it has been closed."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await journal.close()
+    except TimeoutError:
+        _log.warning("Journal not left in order", extra={"reason": f"not closed within {CLOSE_SECONDS} s"})
 
 
 def base_url(sockets: list[socket.socket]) -> str:

@@ -296,9 +296,13 @@ class Hub:
 
         Cancelling it stops the waiting, not the deletion.
         """
-        deletion = _UserDeletion(user_id)
-        self.journal.submit(deletion)
-        await deletion.done
+        intake = self.begin_intake()
+        try:
+            deletion = _UserDeletion(user_id)
+            self.journal.submit(deletion)
+            await deletion.done
+        finally:
+            intake.release()
         position = self._position(deletion.n) if deletion.n else None
         return DeletedUser(user_id, position, deletion.rows, deletion.closed)
 
@@ -389,9 +393,12 @@ class Hub:
         if deletion.failure is None and user is not None:
             for subscriber in list(self.registry.of_user(deletion.user_id)):
                 deletion.closed += not subscriber.has_ended
-                self._finish(subscriber, "account_deactivated")
+                self._say_goodbye(subscriber, "account_deactivated")
             if deletion.n:
                 user.begin_anew(deletion.n)
+        if deletion.failure is None:
+            facts = {"user_id": deletion.user_id, "rows": deletion.rows, "closed": deletion.closed}
+            _log.info("User deleted", extra=facts)
         if deletion.done.cancelled():
             return
         if deletion.failure is not None:
@@ -545,11 +552,15 @@ class Hub:
         random.shuffle(leaving)
         spread_ms = DRAIN_RETRY_MS_EACH * len(leaving)
         for subscriber in leaving:
-            try:
-                self._finish(subscriber, "draining", spread_ms)
-            except Exception:
-                _log.exception("Farewell failed")
+            self._say_goodbye(subscriber, "draining", spread_ms)
             await self.slices.breathe()
+
+    def _say_goodbye(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:
+        """One of many: a fault of one stream keeps none of the others."""
+        try:
+            self._finish(subscriber, reason, spread_ms)
+        except Exception:
+            _log.exception("Farewell failed")
 
     def _finish(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:
         options = subscriber.options

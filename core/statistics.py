@@ -63,7 +63,8 @@ async def hourly(hub: Hub, user_id: int, strategy_id: int | None, hours: Span) -
 class HourlyNotices:
     """Tells every stream, at the turn of the hour, what was counted in it for the keys that it follows.
 
-    A stream that is not reading then misses the notice: the statistics route is the truth.
+    A stream that is not reading then misses the notice: the statistics route is the truth. An hour that ends again,
+    since the clock was set back, is stated again.
     """
 
     def __init__(self, hub: Hub, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -82,6 +83,8 @@ class HourlyNotices:
                     await self.announce(now - 1)
                 except Busy:
                     _log.warning("Hourly summaries not sent", extra={"hour": iso_timestamp((now - 1) * HOUR_MS)})
+                except Exception:
+                    _log.exception("Hourly summaries failed")
             hour = now
 
     async def announce(self, hour: int) -> None:

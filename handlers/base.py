@@ -4,7 +4,7 @@ import logging
 import re
 import secrets
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from types import TracebackType
 
@@ -29,6 +29,7 @@ MAX_UNWANTED_BYTES = 64 * 2**10
 """How much of an unwanted body is read and thrown away. A sender whose connection is cut in the middle of its body
 often never sees the answer that says why; beyond this it is cut all the same."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MAX_LENGTH_DIGITS = 18
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -129,7 +130,7 @@ class BaseHandler(RequestHandler):
             return None
         try:
             moment = datetime.fromisoformat(value.replace(" ", "+"))
-            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
         except (ValueError, OverflowError) as error:
             raise InvalidQuery(name, "must be a time as ISO 8601 writes it, for example 2026-01-31T14:00Z") from error
 

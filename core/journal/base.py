@@ -30,7 +30,8 @@ class JournalFailed(Exception):
 
 
 class JournalLimits(Struct, frozen=True, kw_only=True):
-    """What a journal keeps. Rows go when they are too old, too many, or (on disk) take too much room."""
+    """What a journal keeps. Rows go when they are too old (ms), too many, or, on disk, when the file takes too much
+    room (bytes, without a limit by default). Ages are on the journal's own clock."""
 
     max_rows: int
     max_age_ms: int
@@ -200,4 +201,4 @@ class Journal(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Finish what was submitted, deliver it, and let go of all resources."""
+        """Finish what was submitted, deliver it, and let go of all resources; harmless the second time."""

@@ -5,6 +5,7 @@ and room kept in reserve. No database in here.
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -38,8 +39,10 @@ class Lock:
             raise JournalError(
                 f"the journal {journal} is in use by {holder}. Stop that process, or choose another with --journal."
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()}\n".encode(), 0)
+        # For people's eyes only: on a full disk it stays empty.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let others have the journal. Called once."""
@@ -128,8 +131,9 @@ class Reserve:
         return self.is_held
 
     def release(self) -> None:
-        """Give the room back."""
-        self._path.unlink(missing_ok=True)
+        """Give the room back, if the file system lets it go."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
         self.is_held = False
 
     def _fill(self) -> bool:

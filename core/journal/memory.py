@@ -6,6 +6,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
+from itertools import islice
 
 from core.errors import OutcomeUnknown, Unavailable
 from core.journal.base import (
@@ -24,7 +25,7 @@ from core.journal.base import (
     Outcome,
     Work,
 )
-from core.journal.transaction import Remembered, Transaction
+from core.journal.transaction import Remembered, Transaction, before_all_rows
 from core.models import Summary
 from core.totals import NOTHING, Row, Totals, new_epoch
 
@@ -52,28 +53,21 @@ class _KeyLog:
     """The rows of one stream key and what each counted, oldest first; never empty once there was one. Those before
     `first` are forgotten."""
 
-    __slots__ = ("counted", "first", "newest_is_overdue", "rows")
+    __slots__ = ("counted", "first", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.counted: list[tuple[Summary, ...]] = []
         self.first = 0
-        self.newest_is_overdue = False
-        """The newest row is due for trimming and stays only because it is the newest."""
 
     def append(self, row: Row, counted: tuple[Summary, ...]) -> None:
         self.rows.append(row)
         self.counted.append(counted)
-        if self.newest_is_overdue:
-            self.newest_is_overdue = False
-            self.forget_oldest()
 
-    def forget_oldest(self) -> None:
-        """Forget a row, unless it is the newest: that one goes when the next comes."""
-        if self.first == len(self.rows) - 1:
-            self.newest_is_overdue = True
-            return
-        self.first += 1
+    def forget_before(self, due: Row) -> None:
+        """Forget what stands before a row that is due: see `core.journal.sqlite.schema.TRIM`."""
+        while self.rows[self.first].n < due.n:
+            self.first += 1
         # Moving the rest up for each row would take 20 us of a key with 100,000.
         if self.first * 2 > len(self.rows):
             del self.rows[: self.first]
@@ -86,8 +80,7 @@ class _KeyLog:
         if index > self.first:
             return self.rows[index - 1]
         oldest = self.rows[self.first]
-        # A key whose first row is still there had counted nothing by then; otherwise nobody can tell any more.
-        return Row.before_the_first(oldest.user_id, oldest.strategy_id) if oldest.number == 1 else None
+        return before_all_rows(oldest.user_id, oldest.strategy_id, oldest.number)
 
 
 class _UserLog:
@@ -166,26 +159,19 @@ class MemoryJournal(Journal):
         log = self._log(user_id, strategy_id)
         if log is None:
             return []
-        found = [
-            BatchRecord(user_id, strategy_id, row.n, row.accepted_ms, counted)
-            for row, counted in zip(log.rows[log.first :], log.counted[log.first :], strict=True)
-            if row.n > after_n and from_ms <= row.accepted_ms < to_ms
-        ]
-        return found[:limit]
+        start = bisect_right(log.rows, after_n, lo=log.first, key=lambda row: row.n)
+        found = (
+            BatchRecord(user_id, strategy_id, log.rows[at].n, log.rows[at].accepted_ms, log.counted[at])
+            for at in range(start, len(log.rows))
+            if from_ms <= log.rows[at].accepted_ms < to_ms
+        )
+        return list(islice(found, limit))
 
     async def batches_of_key(self, key: str) -> list[BatchRecord]:
         return [
-            BatchRecord(
-                record.user_id,
-                record.strategy_id,
-                record.answer.n,
-                record.accepted_ms,
-                record.answer.summaries,
-                record.answer.ignored,
-                idempotency,
-            )
+            record.as_batch(idempotency)
             for idempotency, record in self._remembered.items()
-            if idempotency.key == key
+            if idempotency.key == key and self.remembered(idempotency)
         ]
 
     async def close(self) -> None:
@@ -310,7 +296,7 @@ class MemoryJournal(Journal):
             row, _aged_ms = self._kept.popleft()
             user = self._users[row.user_id]
             if row.n > user.floor:
-                user.keys[row.strategy_id].forget_oldest()
+                user.keys[row.strategy_id].forget_before(row)
         self._purge(now_ms - self._limits.idempotency_window_ms, step_rows)
 
     def _purge(self, oldest_ms: int, step_records: int) -> None:

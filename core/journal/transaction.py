@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from core.errors import IdempotencyConflict, TooManyOrderTypes
-from core.journal.base import Entry, IdempotencyKey, Outcome, Recorded
+from core.journal.base import BatchRecord, Entry, IdempotencyKey, Outcome, Recorded
 from core.models import Summary
 from core.totals import Position, Row
 
@@ -24,6 +24,18 @@ class Remembered(Struct, frozen=True, gc=False):
     answer: Recorded
     accepted_ms: int
     aged_ms: int
+
+    def as_batch(self, key: IdempotencyKey) -> BatchRecord:
+        """The batch as it is looked up."""
+        return BatchRecord(
+            self.user_id,
+            self.strategy_id,
+            self.answer.n,
+            self.accepted_ms,
+            self.answer.summaries,
+            self.answer.ignored,
+            key,
+        )
 
     def is_same_batch(self, entry: Entry) -> bool:
         """Same user, strategy and counts, however the batch was encoded or ordered."""
@@ -96,6 +108,14 @@ class Transaction:
         if not earlier.is_same_batch(entry):
             return IdempotencyConflict(str(Position(self._committed.epoch, earlier.answer.n)))
         return earlier.answer
+
+
+def before_all_rows(user_id: int, strategy_id: int, oldest_number: int | None) -> Row | None:
+    """What a key had counted at a position below its oldest row (None: it has none): nothing, or nobody can tell.
+
+    A key whose first row is still there had counted nothing by then.
+    """
+    return Row.before_the_first(user_id, strategy_id) if oldest_number in (None, 1) else None
 
 
 def _unordered(summaries: tuple[Summary, ...]) -> list[tuple[str, int, int]]:

@@ -417,9 +417,33 @@ async def test_rows_are_trimmed_by_age_and_not_before(journal: Desk) -> None:
     async def is_trimmed() -> bool:
         return await journal.row_at(1) is None
 
+    # It is old, and still says what the totals were when the second one, which is not, came.
     journal.now_ms = 2_001
+    await journal.record(*[entry(user_id=8)] * 20)
+    assert await journal.row_at(1) == old[0]
+
+    journal.now_ms = 2_002
     await journal.commit_until(is_trimmed)
     assert await journal.row_at(2) == old[1]
+
+
+@with_limits(max_rows=3)
+@pytest.mark.gen_test
+async def test_a_quiet_key_is_not_reset_by_its_next_batch_because_a_busy_one_was_trimmed(journal: Desk) -> None:
+    (before,) = await journal.record(entry(strategy_id=4))
+    (quiet,) = await journal.record(entry(strategy_id=4))
+    await journal.record(*[entry()] * 10)
+
+    async def busy_is_trimmed() -> bool:
+        return await journal.row_at(8) is None
+
+    await journal.commit_until(busy_is_trimmed)
+    left_at = (await journal.load(7)).n
+    await journal.record(entry(strategy_id=4))
+
+    # Somebody who was away for that one batch.
+    assert await journal.row_at(left_at, strategy_id=4) == quiet
+    assert before.totals != quiet.totals
 
 
 @with_limits(max_age_ms=1_000, idempotency_window_ms=1_000)
@@ -834,6 +858,16 @@ async def test_batches_are_found_by_key_and_time(journal: Desk) -> None:
     assert await look(7, 3, 2, 0, at(HOUR + 1), 2) == [found(3), found(4)]
     assert await look(7, 5, 0, 0, at(HOUR + 1), 10) == []
     assert await look(8, 3, 0, 0, at(HOUR + 1), 10) == []
+
+
+@with_limits(idempotency_window_ms=1_000)
+@pytest.mark.gen_test
+async def test_a_key_is_not_found_beyond_its_window(journal: Desk) -> None:
+    await journal.record(entry(key="a"))
+    journal.now_ms = 2_000
+    assert len(await journal.journal.batches_of_key("a")) == 1
+    journal.now_ms = 2_001
+    assert await journal.journal.batches_of_key("a") == []
 
 
 @with_limits(max_rows=1)

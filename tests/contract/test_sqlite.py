@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from core.cli import tallywire
+from core.errors import DiskFull
 from core.journal import files
-from core.journal.base import HOUR_MS, JournalError, JournalLimits
-from core.journal.sqlite import heads, opening, schema
+from core.journal.base import HOUR_MS, JournalError, JournalLimits, Load, Recorded
+from core.journal.sqlite import heads, opening, schema, writer
 from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
 from core.models import Summary
 from core.totals import Row
@@ -249,6 +250,17 @@ def test_a_second_process_is_refused_and_told_who_has_the_journal(tmp_path: Path
     in_turn(tmp_path, try_again, one_batch)
 
 
+def test_another_name_of_the_file_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.db").symlink_to(tmp_path / JOURNAL)
+
+    async def try_again(_desk: Desk) -> None:
+        with pytest.raises(JournalError, match="in use by"):
+            open_file(tmp_path / "elsewhere" / "link.db", "power", 0)
+
+    in_turn(tmp_path, try_again)
+
+
 # ---- files that are not to be used
 
 
@@ -290,6 +302,23 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(JournalError, match="database of another program"):
         open_file(tmp_path / JOURNAL, "power", 0)
+
+
+def test_what_is_refused_has_not_been_changed(tmp_path: Path) -> None:
+    sql(tmp_path / JOURNAL, "CREATE TABLE cats (name TEXT)")
+    before = (tmp_path / JOURNAL).read_bytes()
+    with pytest.raises(JournalError):
+        open_file(tmp_path / JOURNAL, "power", 0)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_damaged_journal_is_refused_with_a_fix_and_let_go_of(tmp_path: Path) -> None:
+    in_turn(tmp_path, one_batch)
+    sql(tmp_path / JOURNAL, "DROP TABLE hour_ages")
+
+    for _ in range(2):
+        with pytest.raises(JournalError, match=r"cannot be used.*Restore a backup"):
+            in_turn(tmp_path, nothing)
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -338,6 +367,110 @@ def test_a_reserve_is_held_until_it_is_given_up(tmp_path: Path) -> None:
     reserve.release()
     assert not (tmp_path / "reserve").exists()
     assert not reserve.is_held
+
+
+# ---- when something is wrong
+
+
+@pytest.mark.logs("Transaction failed", "Journal failed", "Users not loaded", "New epoch")
+def test_a_fault_of_the_writer_is_told_to_whoever_waits_and_ends_the_process(tmp_path: Path) -> None:
+    async def break_it(desk: Desk) -> None:
+        await desk.record(entry(), entry(user_id=8))
+        desk.journal._writer._heads.forget(8)  # type: ignore[attr-defined]  # of SqliteJournal
+        with mock.patch.object(schema, "HEADS", "SELECT '[[null]]' WHERE ? <> ''"):
+            load = Load(9)
+            first = desk.submit_call(entry(user_id=8))
+            desk.submit(load)
+            second = desk.submit_call(entry())
+            await desk.delivery_of(first, load, second)
+        late = await desk.call(entry())
+        failures = [first.failure, load.failure, second.failure, late.failure]
+        assert [failure.code for failure in failures if failure] == [
+            "outcome_unknown",
+            "busy",
+            "outcome_unknown",
+            "outcome_unknown",
+        ]
+        assert "must be read anew" in desk._complaints.pop()
+
+    async def come_back(desk: Desk) -> None:
+        assert [(await desk.load(user_id)).n for user_id in (7, 8)] == [1, 1]
+
+    (tmp_path / "a").mkdir()
+    in_turn(tmp_path / "a", break_it)
+    # This process has the file until it ends.
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    in_turn(tmp_path / "b", come_back)
+
+
+@pytest.mark.logs("Housekeeping failed", "Journal failed")
+def test_a_fault_of_housekeeping_ends_the_process(tmp_path: Path) -> None:
+    async def break_it(desk: Desk) -> None:
+        with mock.patch.object(writer.Writer, "_due", side_effect=MemoryError):
+            await desk.call(entry())
+            while not desk._complaints:
+                await asyncio.sleep(0)
+        assert "MemoryError" in desk._complaints.pop()
+
+    in_turn(tmp_path, break_it)
+
+
+@pytest.mark.logs("Journal error")
+def test_what_was_rolled_up_stays_rolled_up_when_the_answer_of_the_commit_is_lost(tmp_path: Path) -> None:
+    original = writer.Writer._transact
+
+    def commit_and_fail(self: writer.Writer, statements: object) -> None:
+        original(self, statements)  # type: ignore[arg-type]  # passed on
+        raise sqlite3.OperationalError("the answer is lost")
+
+    async def one_life(desk: Desk) -> None:
+        for index in range(100):
+            lost = index % 3 == 0
+            with mock.patch.object(writer.Writer, "_transact", commit_and_fail if lost else original):
+                await desk.record(entry())
+        (hour,) = await desk.journal.hours([7], None, 0, 1)
+        assert hour.summaries == (Summary("LIMIT", 100, 0),)
+
+    in_turn(tmp_path, one_life, limits=Limits(max_rows=3))
+
+
+def test_a_repeat_is_answered_while_emits_are_refused(tmp_path: Path) -> None:
+    async def repeat(desk: Desk) -> None:
+        first = await desk.call(entry(key="a"))
+        desk.journal._writer.refusal = DiskFull()  # type: ignore[attr-defined]  # of SqliteJournal
+        refused = await desk.call(entry(key="b"))
+        again = await desk.call(entry(key="a"))
+
+        assert isinstance(refused.failure, DiskFull)
+        assert recorded(again.outcomes[0]) == Recorded(recorded(first.outcomes[0]).n, entry().summaries, 0, None)
+
+    with mock.patch.object(writer.Writer, "_look"):
+        in_turn(tmp_path, repeat)
+
+
+@pytest.mark.logs("Emits are refused")
+def test_nothing_is_done_for_ever_when_what_must_stay_is_near_the_limit(tmp_path: Path) -> None:
+    limits = JournalLimits(max_rows=1, max_age_ms=10**12, idempotency_window_ms=10**12, max_bytes=2**20)
+
+    async def fill(desk: Desk) -> None:
+        user_id = 0
+        while desk.journal.refusal is None:
+            user_id += 500
+            await desk.call(*(entry(user_id=user_id + index) for index in range(500)))
+        assert desk.journal.refusal.code == "journal_full"
+        refused = await desk.call(entry(user_id=10**6))
+        assert refused.failure is not None
+        assert refused.failure.code == "journal_full"
+
+    with mock.patch.object(Limits, "of_a_journal", return_value=limits):
+        in_turn(tmp_path, fill)
+    file = open_file(tmp_path / JOURNAL, "power", 0)
+    alone = writer.Writer(file, limits, lambda: 0)
+    rounds = 0
+    while alone.rest():
+        rounds += 1
+        assert rounds < 1000
+    alone.close()
 
 
 # ---- limits

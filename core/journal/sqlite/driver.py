@@ -1,10 +1,13 @@
 """The journal on disk as the hub knows it: work goes to the writer's thread, questions to the readers'."""
 
 import asyncio
+import logging
+import sqlite3
 import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from core.errors import Unavailable
 from core.journal.base import (
@@ -12,6 +15,7 @@ from core.journal.base import (
     Deliver,
     HourCounts,
     Journal,
+    JournalError,
     JournalFailed,
     JournalLimits,
     KeyRecord,
@@ -31,7 +35,10 @@ from core.journal.sqlite.writer import Writer
 from core.journal.worker import Worker
 from core.totals import Row
 
-REST_SECONDS = 1.0
+_log = logging.getLogger("tallywire.journal")
+
+
+T = TypeVar("T")
 
 
 class SqliteJournal(Journal):
@@ -52,14 +59,21 @@ class SqliteJournal(Journal):
         file = open_file(path, durability)
         self.epoch = file.epoch
         self._loop = loop
-        self._writer = Writer(file, limits, monotonic_ms)
-        # Resumes do not wait behind an operator who looks through a long history.
-        self._resumes = Reader("journal-resumes", path, loop)
-        self._lookups = Reader("journal-lookups", path, loop)
+        try:
+            self._writer = Writer(file, limits, monotonic_ms)
+            # Resumes do not wait behind an operator who looks through a long history.
+            self._resumes = Reader("journal-resumes", file.path, loop)
+            self._lookups = Reader("journal-lookups", file.path, loop)
+        except sqlite3.Error as error:
+            file.close()
+            raise JournalError(
+                f"the journal {path} cannot be used: {error}. Restore a backup, or choose another file with --journal."
+            ) from error
         self._deliver: Deliver = lambda _work: None
         self._fail: Callable[[JournalFailed], None] | None = None
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker: Worker[Work] | None = None
+        self._is_closing = False
 
     @property
     def refusal(self) -> Unavailable | None:
@@ -68,9 +82,7 @@ class SqliteJournal(Journal):
     def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
         self._deliver = deliver
         self._fail = fail
-        self._worker = Worker(
-            "journal-writer", self._work, rest=self._rest, rest_seconds=REST_SECONDS, finish=self._finish
-        )
+        self._worker = Worker("journal-writer", self._work, rest=self._rest, finish=self._finish)
 
     def submit(self, work: Work) -> None:
         if self._worker is None:
@@ -112,46 +124,58 @@ class SqliteJournal(Journal):
         return await self._lookups.ask(schema.BATCHES, values, unpack)
 
     async def batches_of_key(self, key: str) -> list[BatchRecord]:
-        return await self._lookups.ask(schema.REMEMBERED_BY_ALL, {"key": key}, unpack_batches_of_key)
+        values = {"key": key, "oldest_ms": self._writer.oldest_key_ms()}
+        return await self._lookups.ask(schema.REMEMBERED_BY_ALL, values, unpack_batches_of_key)
 
     async def close(self) -> None:
-        if self._worker is None:
-            self._finish()
-            return
-        self._worker.close()
-        await self._ended
+        if not self._is_closing:
+            self._is_closing = True
+            if self._worker is None:
+                self._finish()
+            else:
+                self._worker.close()
+        # Shielded: a close that took too long is not done again.
+        await asyncio.shield(self._ended)
 
     # In the writer's thread.
 
     def _work(self, group: list[Work]) -> None:
-        self._hand_over(self._writer.work(group))
-        self._writer.maintain()
-        self._report_failure()
-
-    def _rest(self) -> bool:
-        has_more = self._writer.rest()
-        self._report_failure()
-        return has_more
-
-    def _hand_over(self, finished: list[Work]) -> None:
-        # The failure goes first: whoever hears that its outcome is unknown must find a server that is leaving.
+        try:
+            finished = self._writer.work(group)
+        except Exception as error:
+            # Nobody knows how far it came. Its callers must hear of it, and nothing may be built on it.
+            _log.exception("Transaction failed")
+            self._writer.fail(f"a transaction failed ({error!r})")
+            finished = self._writer.work(group)
         self._report_failure()
         self._loop.call_soon_threadsafe(self._deliver, finished)
+        self._keep_house(self._writer.maintain)
+
+    def _rest(self) -> bool:
+        return self._keep_house(self._writer.rest) or False
+
+    def _keep_house(self, round_of_it: Callable[[], T]) -> T | None:
+        try:
+            return round_of_it()
+        except Exception as error:
+            _log.exception("Housekeeping failed")
+            self._writer.fail(f"housekeeping failed ({error!r})")
+            return None
+        finally:
+            self._report_failure()
 
     def _report_failure(self) -> None:
+        """Before the delivery of what failed: who hears that its outcome is unknown must find a server that leaves."""
         fail, failed = self._fail, self._writer.failed
         if fail is not None and failed is not None:
             self._fail = None
             self._loop.call_soon_threadsafe(fail, failed)
 
     def _finish(self) -> None:
-        # The readers first: the last connection to close works off the log.
-        self._resumes.close()
-        self._lookups.close()
-        self._writer.close()
-        if not self._ended.done():
-            self._loop.call_soon_threadsafe(self._set_ended)
-
-    def _set_ended(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+        try:
+            # The readers first: the last connection to close works off the log.
+            self._resumes.close()
+            self._lookups.close()
+            self._writer.close()
+        finally:
+            self._loop.call_soon_threadsafe(self._ended.set_result, None)

@@ -11,13 +11,21 @@ MOST_HEADS = 50_000
 
 
 class UserHeads:
-    """The user's last n, the n of its deletion, and the newest row of each key with its seq."""
+    """The user's last n, the n of its deletion, and the newest row of each key."""
 
     __slots__ = ("floor", "heads", "n")
 
     def __init__(self) -> None:
         self.n = self.floor = 0
-        self.heads: dict[int, tuple[Row, int]] = {}
+        self.heads: dict[int, Row] = {}
+
+    def add(self, row: Row) -> None:
+        """Take over a row, or a deletion, that the file holds."""
+        self.n = max(self.n, row.n)
+        if row.strategy_id == DELETION:
+            self.floor = row.n
+        else:
+            self.heads[row.strategy_id] = row
 
 
 class Heads:
@@ -40,28 +48,23 @@ class Heads:
                 missing.append(user_id)
         return missing
 
-    def fetched(self, users: Collection[int], heads: Iterable[tuple[Row, int]]) -> None:
+    def fetched(self, users: Collection[int], rows: Iterable[Row]) -> None:
         """Take over what the file holds of users that were unknown."""
-        for user_id in users:
-            self._users[user_id] = UserHeads()
-            self._size += 1
-        for row, seq in heads:
-            user = self._users[row.user_id]
-            user.n = max(user.n, row.n)
-            if row.strategy_id == DELETION:
-                user.floor = row.n
-            else:
-                self._put(user, row, seq)
+        found = {user_id: UserHeads() for user_id in users}
+        for row in rows:
+            found[row.user_id].add(row)
+        self._users.update(found)
+        self._size += sum(1 + len(user.heads) for user in found.values())
 
     def user(self, user_id: int) -> UserHeads:
         """A user that has been fetched."""
         return self._users[user_id]
 
-    def apply(self, row: Row, seq: int) -> None:
+    def apply(self, row: Row) -> None:
         """Take over a row that has been committed."""
         user = self._users[row.user_id]
-        user.n = row.n
-        self._put(user, row, seq)
+        self._size += row.strategy_id not in user.heads
+        user.add(row)
 
     def forget(self, user_id: int) -> None:
         """Fetch this user anew the next time."""
@@ -73,7 +76,3 @@ class Heads:
         """Forget whoever was used longest ago, until the bound holds. Never within a transaction."""
         while self._size > MOST_HEADS and len(self._users) > 1:
             self.forget(next(iter(self._users)))
-
-    def _put(self, user: UserHeads, row: Row, seq: int) -> None:
-        self._size += row.strategy_id not in user.heads
-        user.heads[row.strategy_id] = row, seq

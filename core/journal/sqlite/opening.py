@@ -17,11 +17,24 @@ from core.totals import new_epoch
 Durability = Literal["power", "process"]
 
 RESERVE_BYTES = 16 * 2**20
-"""Room set aside for a full disk: four times what the log holds when it is worked off, and the steps of trimming."""
+"""Room set aside for a full disk: several times what the log usually holds when it is worked off, and the steps of
+trimming."""
 
 _SYNCHRONOUS: dict[Durability, str] = {"power": "FULL", "process": "NORMAL"}
 _CACHE_KIB = 32 * 1024
-_BUSY_SECONDS = 5
+"""Pages in memory: those that a busy journal writes to are not read again for each batch."""
+
+_LOG_BYTES = 8 * 2**20
+"""What the log keeps of the disk once it has been worked off; one large transaction may have made it longer."""
+
+_BUSY_SECONDS = 5.0
+"""How long the start waits for another program that reads the file."""
+
+_READERS_SECONDS = 0.1
+"""How long the log's return to the disk waits for our own readers: they are asked again at the next occasion."""
+
+_OLDEST_SQLITE = (3, 38)
+"""The first that always has the JSON functions."""
 
 _log = logging.getLogger("tallywire.journal")
 
@@ -43,6 +56,10 @@ class JournalFile(Struct, frozen=True):
 
 def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_BYTES) -> JournalFile:
     """Open the journal, or begin a new one. Raises JournalError, naming the file and the fix."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise JournalError(f"the journal needs SQLite 3.38 or later; this Python has {sqlite3.sqlite_version}.")
+    # Lock, log and reserve stand beside the file itself, whatever name it is opened by.
+    path = path.resolve()
     lock = _locked(path)
     reserve = Reserve(_beside(path, "-reserve"), reserve_bytes)
     try:
@@ -100,9 +117,10 @@ def _locked(path: Path) -> Lock:
 def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, str]:
     connection, identity = _recovered(path)
     try:
-        _migrate(connection, path)
+        _migrate(connection)
         epoch = _begin_life(connection, identity, durability)
         connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+        connection.execute(f"PRAGMA busy_timeout = {int(_READERS_SECONDS * 1000)}")
     except BaseException:
         connection.close()
         raise
@@ -123,8 +141,10 @@ def _recovered(path: Path) -> tuple[sqlite3.Connection, FileIdentity]:
             "wal_autocheckpoint = 0",
             "temp_store = MEMORY",
             f"cache_size = -{_CACHE_KIB}",
+            f"journal_size_limit = {_LOG_BYTES}",
         ):
             connection.execute(f"PRAGMA {setting}")
+        _check_owner(connection, path)
         _use_log(connection, path)
         sync_directory(path.parent)
     except BaseException:
@@ -142,7 +162,8 @@ def _use_log(connection: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"the journal {path} is being read by another program. Close it and start again.")
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    """Before anything is changed."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -153,6 +174,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"the journal {path} was written by a newer version of Tallywire (schema {version}, this one knows "
             f"{len(MIGRATIONS)}). Run that version, or restore a backup from before the upgrade."
         )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     for target in range(version + 1, len(MIGRATIONS) + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE; {MIGRATIONS[target - 1]}; PRAGMA application_id = {APPLICATION_ID}; "

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import msgspec
 
 from core.journal.base import BatchRecord, HourCounts, IdempotencyKey, KeyRecord, Recorded
-from core.journal.transaction import Remembered
+from core.journal.transaction import Remembered, before_all_rows
 from core.models import Summary
 from core.totals import Row, Totals
 
 PackedSummaries = list[tuple[str, int, int]]
-PackedRow = tuple[int, int, int, int, int, int, PackedSummaries]
-"""seq, user, strategy, n, number, accepted_ms, totals."""
+PackedRow = tuple[int, int, int, int, int, PackedSummaries]
+"""user, strategy, n, number, accepted_ms, totals."""
 
 PackedRecord = tuple[str, str, int, int, int, int, int, int, PackedSummaries]
 """key, caller, user, strategy, n, accepted_ms, aged_ms, ignored, summaries."""
@@ -38,9 +38,9 @@ def pack_summaries(summaries: Iterable[Summary]) -> PackedSummaries:
     return [(summary.order_type, summary.created, summary.cancelled) for summary in summaries]
 
 
-def unpack_heads(text: str) -> list[tuple[Row, int]]:
-    """Rows and their seq."""
-    return [(_row(packed), packed[0]) for packed in _decode_rows(text)]
+def unpack_rows(text: str) -> list[Row]:
+    """Rows, deletions included."""
+    return [_row(packed) for packed in _decode_rows(text)]
 
 
 def unpack_judged(text: str, asked: Iterable[tuple[int, int, int]]) -> list[Row | None]:
@@ -60,18 +60,7 @@ def unpack_remembered(text: str) -> dict[IdempotencyKey, Remembered]:
 
 def unpack_batches_of_key(text: str) -> list[BatchRecord]:
     """The same as what an operator looks up."""
-    return [
-        BatchRecord(
-            record.user_id,
-            record.strategy_id,
-            record.answer.n,
-            record.accepted_ms,
-            record.answer.summaries,
-            record.answer.ignored,
-            idempotency,
-        )
-        for idempotency, record in unpack_remembered(text).items()
-    ]
+    return [record.as_batch(idempotency) for idempotency, record in unpack_remembered(text).items()]
 
 
 def unpack_key_record(text: str) -> KeyRecord | None:
@@ -98,7 +87,7 @@ def unpack_hours(text: str) -> list[HourCounts]:
 
 
 def _row(packed: PackedRow) -> Row:
-    _seq, user_id, strategy_id, n, number, accepted_ms, totals = packed
+    user_id, strategy_id, n, number, accepted_ms, totals = packed
     return Row(user_id, strategy_id, n, number, accepted_ms, Totals(_summaries(totals)))
 
 
@@ -113,5 +102,4 @@ def _judged(
         return None
     if found is not None:
         return _row(found)
-    # A key whose first row is still there had counted nothing by then; otherwise nobody can tell any more.
-    return Row.before_the_first(user_id, strategy_id) if oldest_number in (None, 1) else None
+    return before_all_rows(user_id, strategy_id, oldest_number)

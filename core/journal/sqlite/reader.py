@@ -1,6 +1,7 @@
 """Those who read: a thread with a read-only connection each, that answers what waits in as few queries as it can."""
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ class RowsAt:
 Question = Read[object] | RowsAt
 Reply = tuple["asyncio.Future[object]", object]
 
+_log = logging.getLogger("tallywire.journal")
+
 
 class Reader:
     """Answers are handed over on the loop, those of a group together."""
@@ -50,6 +53,7 @@ class Reader:
         self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("PRAGMA temp_store = MEMORY")
+        self._is_closing = False
         self._worker: Worker[Question] = Worker(name, self._work, finish=self._connection.close)
 
     async def ask(self, statement: str, values: Mapping[str, object], unpack: Callable[[str], T]) -> T:
@@ -65,7 +69,9 @@ class Reader:
         return await question.answer
 
     def close(self) -> None:
-        """Answer what waits, then close the connection; waits for it."""
+        """Answer what waits, with Busy where that would take long, then close the connection; waits for it."""
+        self._is_closing = True
+        self._connection.interrupt()
         self._worker.close()
         self._worker.join()
 
@@ -96,12 +102,12 @@ class Reader:
         (text,) = self._connection.execute(statement, values).fetchone()
         return str(text)
 
-    @staticmethod
-    def _answer(read: Callable[[], object]) -> object:
+    def _answer(self, read: Callable[[], object]) -> object:
         try:
-            return read()
+            return Busy("The server is shutting down.") if self._is_closing else read()
         except sqlite3.Error as error:
-            return Busy(f"The journal cannot be read now: {error}.")
+            _log.warning("Journal not readable", extra={"reason": str(error)})
+            return Busy("The journal cannot be read now.")
         except Exception as error:  # whoever waits must hear of it
             return error
 

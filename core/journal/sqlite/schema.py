@@ -5,6 +5,8 @@ of reads, is one step of SQLite: the interpreter's lock is given back for all of
 each row would wait for the loop each time; on a loop that is busy that was 30 ms a row.
 """
 
+from core.journal.base import HOUR_MS
+
 APPLICATION_ID = 0x54414C59
 """`TALY`, in the file's header: says whose database it is."""
 
@@ -70,7 +72,7 @@ looked at, and that `hours` contains. `idempotency.id` grows with age.
 INTAKE = """
 CREATE TEMP VIEW accepted AS SELECT
     0 AS seq, 0 AS user_id, 0 AS strategy_id, 0 AS n, 0 AS number, 0 AS accepted_ms, 0 AS aged_ms,
-    '' AS summaries, '' AS totals, 0 AS ignored, '' AS key, '' AS caller, 0 AS overdue;
+    '' AS summaries, '' AS totals, 0 AS ignored, '' AS key, '' AS caller;
 CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN
     INSERT INTO rows VALUES (
         NEW.seq, NEW.user_id, NEW.strategy_id, NEW.n, NEW.number, NEW.accepted_ms, NEW.aged_ms, NEW.summaries,
@@ -80,20 +82,18 @@ CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN
         NULL, NEW.key, NEW.caller, NEW.user_id, NEW.strategy_id, NEW.n, NEW.accepted_ms, NEW.aged_ms, NEW.ignored,
         NEW.summaries
     WHERE NEW.key IS NOT NULL;
-    DELETE FROM rows WHERE seq = NEW.overdue;
 END;
 """
-"""Lets one statement write a batch's row and its idempotency record, and remove the row that was only kept because it
-was its key's newest (`overdue`)."""
+"""Lets one statement write a batch's row and its idempotency record."""
 
 
 def _columns(count: int) -> str:
     return ", ".join(f"json_extract(value, '$[{index}]')" for index in range(count))
 
 
-ACCEPT = f"INSERT INTO accepted SELECT {_columns(13)} FROM json_each(?)"
-"""A transaction: [[seq, user, strategy, n, number, accepted_ms, aged_ms, summaries, totals, ignored, key, caller,
-overdue], ...] in the order of `accepted`."""
+ACCEPT = f"INSERT INTO accepted SELECT {_columns(12)} FROM json_each(?)"
+"""A transaction: [[seq, user, strategy, n, number, accepted_ms, aged_ms, summaries, totals, ignored, key, caller], ...]
+in the order of `accepted`."""
 
 HEADS = """
 WITH RECURSIVE keys (user_id, strategy_id) AS (
@@ -103,7 +103,7 @@ WITH RECURSIVE keys (user_id, strategy_id) AS (
         SELECT min(strategy_id) FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id > keys.strategy_id
     ) FROM keys WHERE strategy_id IS NOT NULL
 )
-SELECT json_group_array(json_array(seq, user_id, strategy_id, n, number, accepted_ms, json(totals)))
+SELECT json_group_array(json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)))
 FROM rows WHERE seq IN (
     SELECT (
         SELECT seq FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id = keys.strategy_id
@@ -128,7 +128,7 @@ REMEMBERED_BY_ALL = """
 SELECT json_group_array(json_array(
     key, caller, user_id, strategy_id, n, accepted_ms, aged_ms, ignored, json(summaries)
 ))
-FROM idempotency WHERE key = :key
+FROM idempotency WHERE key = :key AND aged_ms >= :oldest_ms
 """
 
 ROWS_AT = """
@@ -136,7 +136,7 @@ SELECT json_group_array(json_array(
     (SELECT max(n) FROM rows WHERE user_id = asked.user_id AND strategy_id = 0),
     (SELECT number FROM rows WHERE user_id = asked.user_id AND strategy_id = asked.strategy_id ORDER BY n LIMIT 1),
     json((
-        SELECT json_array(seq, user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
+        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
         WHERE user_id = asked.user_id AND strategy_id = asked.strategy_id AND n <= asked.n ORDER BY n DESC LIMIT 1
     ))
 ))
@@ -152,11 +152,11 @@ the number of the key's oldest row, and its newest row at or below n; each null 
 KEY_RECORD = """
 SELECT json_array(
     json((
-        SELECT json_array(seq, user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
+        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
         WHERE user_id = :user_id AND strategy_id = :strategy_id ORDER BY n DESC LIMIT 1
     )),
     json((
-        SELECT json_array(seq, user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
+        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
         WHERE user_id = :user_id AND strategy_id = :strategy_id ORDER BY n LIMIT 1
     ))
 )
@@ -171,7 +171,7 @@ SELECT json_group_array(json_array(n, accepted_ms, json(summaries))) FROM (
 )
 """
 
-HOURS = """
+HOURS = f"""
 WITH RECURSIVE
     asked (user_id) AS (SELECT value FROM json_each(:users)),
     span (hour) AS (
@@ -182,31 +182,34 @@ WITH RECURSIVE
         SELECT hours.hour, hours.user_id, strategy_id, order_type, created, cancelled
         FROM span CROSS JOIN asked CROSS JOIN hours ON hours.hour = span.hour AND hours.user_id = asked.user_id
         UNION ALL
-        SELECT accepted_ms / 3600000, user_id, strategy_id,
+        SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id,
             json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
         FROM rows CROSS JOIN json_each(summaries)
-        WHERE seq > (SELECT rolled_up_to FROM journal) AND user_id IN (SELECT user_id FROM asked)
-            AND accepted_ms / 3600000 >= :first_hour AND accepted_ms / 3600000 < :end_hour
+        WHERE seq > (SELECT rolled_up_to FROM journal) AND +user_id IN (SELECT user_id FROM asked)
+            AND accepted_ms / {HOUR_MS} >= :first_hour AND accepted_ms / {HOUR_MS} < :end_hour
     )
 SELECT json_group_array(json_array(hour, user_id, strategy_id, order_type, created, cancelled)) FROM (
     SELECT hour, user_id, strategy_id, order_type, sum(created) AS created, sum(cancelled) AS cancelled
     FROM counted WHERE :strategy_id IS NULL OR strategy_id = :strategy_id GROUP BY 1, 2, 3, 4
 )
 """
-"""What is rolled up, and the rows that are not yet: one statement sees one state of both."""
+"""What is rolled up, and the rows that are not yet: one statement sees one state of both.
+
+`+user_id`: by seq the latter are few; by the index of keys every row that the users ever had would be looked at.
+"""
 
 ROLL_UP = (
-    """
+    f"""
     INSERT INTO hours
-    SELECT accepted_ms / 3600000, user_id, strategy_id, json_extract(value, '$[0]'),
+    SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id, json_extract(value, '$[0]'),
         sum(json_extract(value, '$[1]')), sum(json_extract(value, '$[2]'))
     FROM rows CROSS JOIN json_each(summaries)
     WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq
     GROUP BY 1, 2, 3, 4
     ON CONFLICT DO UPDATE SET created = created + excluded.created, cancelled = cancelled + excluded.cancelled
     """,
-    """
-    INSERT OR REPLACE INTO hour_ages SELECT DISTINCT accepted_ms / 3600000, :aged_ms FROM rows
+    f"""
+    INSERT OR REPLACE INTO hour_ages SELECT DISTINCT accepted_ms / {HOUR_MS}, :aged_ms FROM rows
     WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq AND strategy_id > 0
     """,
     "UPDATE journal SET rolled_up_to = :to_seq",
@@ -219,20 +222,27 @@ SELECT
     (SELECT min(aged_ms) FROM hour_ages)
 """
 
-LAST_OLDER = """
-SELECT max(seq) FROM (SELECT seq, aged_ms FROM rows WHERE seq > :trimmed_to ORDER BY seq LIMIT :step)
-WHERE aged_ms < :oldest_ms
+NEXT_ROWS = """
+SELECT max(seq), max(CASE WHEN aged_ms < :oldest_ms THEN seq END)
+FROM (SELECT seq, aged_ms FROM rows WHERE seq > :trimmed_to ORDER BY seq LIMIT :step)
 """
+"""The rows that trimming would look at next: the last of them, and the last that is too old."""
 
 TRIM = (
     """
-    DELETE FROM rows WHERE seq > (SELECT trimmed_to FROM journal) AND seq <= :to_seq AND EXISTS (
-        SELECT 1 FROM rows AS later
-        WHERE later.user_id = rows.user_id AND later.strategy_id = rows.strategy_id AND later.n > rows.n
+    DELETE FROM rows WHERE seq IN (
+        SELECT (
+            SELECT seq FROM rows AS older
+            WHERE older.user_id = due.user_id AND older.strategy_id = due.strategy_id AND older.n < due.n
+            ORDER BY older.n DESC LIMIT 1
+        )
+        FROM rows AS due WHERE due.seq > (SELECT trimmed_to FROM journal) AND due.seq <= :to_seq
     )
     """,
     "UPDATE journal SET trimmed_to = :to_seq",
 )
+"""A row goes when the *next* one of its key is due: until then it says what the key's totals were at positions that are
+young enough to be resumed from. So the newest row of a key always stays."""
 
 PURGE = """
 DELETE FROM idempotency WHERE id IN (SELECT id FROM idempotency ORDER BY id LIMIT :step) AND aged_ms < :oldest_ms

@@ -4,7 +4,7 @@ Whatever fails, nothing of it has happened: committed state changes only after S
 What a failure means is decided in `_failure`:
 
 - the disk is full: nothing was committed. The reserve is given up, so that the log can be worked off and rows trimmed,
-  and emits are refused until there is room again;
+  and emits are refused until there is room for it again. A repeat of what was accepted needs no room, and is answered;
 - a sync failed: nobody knows what is on disk, and the kernel would say of the next sync that it succeeded. The
   connection is not used again and the process ends;
 - anything else: the transaction was rolled back, its outcome is unknown to the caller, and work goes on.
@@ -14,6 +14,8 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+
+from msgspec import Struct
 
 from core.errors import Busy, DiskFull, JournalFull, OutcomeUnknown, Unavailable
 from core.journal.base import (
@@ -28,8 +30,8 @@ from core.journal.base import (
 )
 from core.journal.sqlite import schema
 from core.journal.sqlite.heads import Heads
-from core.journal.sqlite.opening import RESERVE_BYTES, JournalFile
-from core.journal.sqlite.packing import pack, pack_summaries, unpack_heads, unpack_remembered
+from core.journal.sqlite.opening import JournalFile
+from core.journal.sqlite.packing import pack, pack_summaries, unpack_remembered, unpack_rows
 from core.journal.transaction import Remembered, Transaction
 from core.totals import Row
 
@@ -46,6 +48,14 @@ SOFT_LIMIT = 15 / 16
 _SYNC_FAILURES = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 _log = logging.getLogger("tallywire.journal")
+
+
+class _Due(Struct, frozen=True):
+    """One step of housekeeping, and the marks that it leaves."""
+
+    statements: list[tuple[str, Mapping[str, int]]]
+    trim_to: int
+    roll_to: int
 
 
 class Writer:
@@ -97,35 +107,43 @@ class Writer:
 
     def committed_head(self, user_id: int, strategy_id: int) -> Row:
         """The key's newest row."""
-        head = self._heads.user(user_id).heads.get(strategy_id)
-        return head[0] if head else Row.before_the_first(user_id, strategy_id)
+        return self._heads.user(user_id).heads.get(strategy_id) or Row.before_the_first(user_id, strategy_id)
 
     def remembered(self, key: IdempotencyKey) -> Remembered | None:
         """What was counted under an idempotency key within the window."""
         record = self._remembered.get(key)
-        if record is None or record.aged_ms < self._aged_ms() - self._limits.idempotency_window_ms:
-            return None
-        return record
+        return None if record is None or record.aged_ms < self.oldest_key_ms() else record
+
+    def oldest_key_ms(self) -> int:
+        """The age, on the journal's clock, from which on idempotency records count. May be called in any thread."""
+        return self._aged_ms() - self._limits.idempotency_window_ms
 
     def _commit(self, commits: Sequence[Commit]) -> None:
-        failure = OutcomeUnknown() if self.failed else self.refusal
-        if failure is None:
-            try:
-                transaction = self._record(commits)
-                if transaction.accepted:
-                    self.accept(self._packed(transaction))
-                    self._apply(transaction)
-            except sqlite3.Error as error:
-                failure = self._failure(error)
-            except Exception:
-                _log.exception("Transaction failed")
-                failure = OutcomeUnknown()
+        failure: Unavailable | None = OutcomeUnknown() if self.failed else None
+        try:
+            if failure is None:
+                failure = self._transact_calls(commits)
+        except sqlite3.Error as error:
+            failure = self._failure(error)
         if failure is not None:
             for commit in commits:
                 commit.outcomes, commit.failure = (), failure
 
+    def _transact_calls(self, commits: Sequence[Commit]) -> Unavailable | None:
+        """Commit them together; answers why not, when it is known before anything is written. Raises sqlite3.Error."""
+        transaction = self._record(commits)
+        if transaction.accepted:
+            if self.refusal is not None:
+                return self.refusal
+            self.accept(self._packed(transaction))
+            self._apply(transaction)
+        return None
+
     def accept(self, packed: str) -> None:
         """Make a transaction durable, see `schema.ACCEPT`. Raises sqlite3.Error."""
+        if self._connection.in_transaction:
+            # It would succeed, within a transaction that nobody commits.
+            raise AssertionError("a transaction was left open")
         self._connection.execute(schema.ACCEPT, (packed,))
 
     def _record(self, commits: Sequence[Commit]) -> Transaction:
@@ -140,7 +158,7 @@ class Writer:
     def _fetch_heads(self, users: set[int]) -> None:
         unknown = self._heads.unknown(users)
         if unknown:
-            self._heads.fetched(unknown, unpack_heads(self._text(schema.HEADS, pack(unknown))))
+            self._heads.fetched(unknown, unpack_rows(self._text(schema.HEADS, pack(unknown))))
 
     def _fetch_remembered(self, entries: Sequence[Entry]) -> None:
         keys = {entry.idempotency for entry in entries if entry.idempotency is not None}
@@ -148,43 +166,28 @@ class Writer:
         self._remembered = unpack_remembered(self._text(schema.REMEMBERED, asked)) if keys else {}
 
     def _packed(self, transaction: Transaction) -> str:
-        first_of_its_key: set[tuple[int, int]] = set()
-        items = []
-        for seq, (row, entry) in enumerate(transaction.accepted, self._last_seq + 1):
-            overdue = None
-            stream_key = row.user_id, row.strategy_id
-            if stream_key not in first_of_its_key:
-                first_of_its_key.add(stream_key)
-                overdue = self._overdue(*stream_key)
-            key = entry.idempotency
-            items.append(
-                (
-                    seq,
-                    row.user_id,
-                    row.strategy_id,
-                    row.n,
-                    row.number,
-                    row.accepted_ms,
-                    transaction.aged_ms,
-                    pack_summaries(entry.summaries),
-                    pack_summaries(row.totals.summaries),
-                    entry.ignored,
-                    key and key.key,
-                    key and key.caller,
-                    overdue,
-                )
+        return pack(
+            (
+                seq,
+                row.user_id,
+                row.strategy_id,
+                row.n,
+                row.number,
+                row.accepted_ms,
+                transaction.aged_ms,
+                pack_summaries(entry.summaries),
+                pack_summaries(row.totals.summaries),
+                entry.ignored,
+                entry.idempotency and entry.idempotency.key,
+                entry.idempotency and entry.idempotency.caller,
             )
-        return pack(items)
-
-    def _overdue(self, user_id: int, strategy_id: int) -> int | None:
-        """The key's head, if trimming has passed it and it stays only because it is the newest."""
-        head = self._heads.user(user_id).heads.get(strategy_id)
-        return head[1] if head and head[1] <= self._trimmed_to else None
+            for seq, (row, entry) in enumerate(transaction.accepted, self._last_seq + 1)
+        )
 
     def _apply(self, transaction: Transaction) -> None:
+        self._last_seq += len(transaction.accepted)
         for row, _entry in transaction.accepted:
-            self._last_seq += 1
-            self._heads.apply(row, self._last_seq)
+            self._heads.apply(row)
 
     def _load(self, loads: Sequence[Load]) -> None:
         try:
@@ -199,7 +202,7 @@ class Writer:
         for load in loads:
             user = self._heads.user(load.user_id)
             load.n, load.floor = user.n, user.floor
-            load.heads = [row for row, _seq in user.heads.values()]
+            load.heads = list(user.heads.values())
 
     def _delete(self, deletion: Deletion) -> None:
         try:
@@ -234,11 +237,7 @@ class Writer:
 
     def maintain(self) -> None:
         """After a group: a round of housekeeping, when one is due."""
-        if (
-            self._last_seq - self._maintained_seq >= STEP_ROWS
-            or self._aged_ms() - self._maintained_ms >= ROUND_MS
-            or isinstance(self.refusal, DiskFull)
-        ):
+        if self._last_seq - self._maintained_seq >= STEP_ROWS or self._aged_ms() - self._maintained_ms >= ROUND_MS:
             self._round(STEP_ROWS)
 
     def rest(self) -> bool:
@@ -250,24 +249,24 @@ class Writer:
         if self.failed:
             return False
         try:
-            statements = self._due(enough_rows)
-            if statements:
-                self._transact(statements)
-                self._note()
-            if statements or self._last_seq > self._maintained_seq or self.refusal is not None:
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            due = self._due(enough_rows)
+            if due.statements:
+                self._transact(due.statements)
+                self._trimmed_to, self._rolled_up_to = due.trim_to, due.roll_to
+            if due.statements or self._last_seq > self._maintained_seq or self.refusal is not None:
+                self._work_off_log()
                 self._look()
             self._maintained_seq, self._maintained_ms = self._last_seq, self._aged_ms()
         except sqlite3.Error as error:
             self._failure(error)
             return False
-        return bool(statements)
+        return bool(due.statements)
 
-    def _due(self, enough_rows: int) -> list[tuple[str, Mapping[str, int]]]:
-        """The statements of one step of all that is due."""
+    def _due(self, enough_rows: int) -> "_Due":
+        """One step of all that is due."""
         now_ms = self._aged_ms()
         step = STEP_ROWS + self._last_seq - self._maintained_seq
-        due: list[tuple[str, Mapping[str, int]]] = []
+        statements: list[tuple[str, Mapping[str, int]]] = []
         oldest_row_ms, oldest_key_ms, oldest_hour_ms = self._connection.execute(
             schema.OLDEST_AGES, {"trimmed_to": self._trimmed_to}
         ).fetchone()
@@ -275,47 +274,46 @@ class Writer:
         roll_to = self._rolled_up_to
         if self._last_seq - roll_to >= enough_rows or trim_to > roll_to:
             roll_to = min(self._last_seq, roll_to + step)
-            due += [(statement, {"to_seq": roll_to, "aged_ms": now_ms}) for statement in schema.ROLL_UP]
+            statements += [(statement, {"to_seq": roll_to, "aged_ms": now_ms}) for statement in schema.ROLL_UP]
         # Only what has been rolled up: the hours would miss it.
         trim_to = min(trim_to, roll_to)
         if trim_to > self._trimmed_to:
-            due += [(statement, {"to_seq": trim_to}) for statement in schema.TRIM]
-        oldest_ms = now_ms - self._limits.idempotency_window_ms
+            statements += [(statement, {"to_seq": trim_to}) for statement in schema.TRIM]
+        oldest_ms = self.oldest_key_ms()
         if oldest_key_ms is not None and oldest_key_ms < oldest_ms:
-            due.append((schema.PURGE, {"oldest_ms": oldest_ms, "step": step}))
+            statements.append((schema.PURGE, {"oldest_ms": oldest_ms, "step": step}))
         oldest_ms = now_ms - self._limits.hours_age_ms
         if oldest_hour_ms is not None and oldest_hour_ms < oldest_ms:
-            due += [(statement, {"oldest_ms": oldest_ms, "step": step}) for statement in schema.PURGE_HOURS]
-        return due
+            statements += [(statement, {"oldest_ms": oldest_ms, "step": step}) for statement in schema.PURGE_HOURS]
+        return _Due(statements, max(trim_to, self._trimmed_to), roll_to)
 
     def _trim_to(self, oldest_row_ms: int | None, oldest_ms: int, step: int) -> int:
         """The seq up to which rows are too many, too old, or take too much room; at most one step ahead."""
-        end = min(self._trimmed_to + step, self._last_seq)
-        if self._used_bytes > self._limits.max_bytes * SOFT_LIMIT:
-            return end
         too_many = self._last_seq - self._limits.max_rows
-        too_old: int = 0
-        if oldest_row_ms is not None and oldest_row_ms < oldest_ms:
-            values = {"trimmed_to": self._trimmed_to, "step": step, "oldest_ms": oldest_ms}
-            (too_old,) = self._connection.execute(schema.LAST_OLDER, values).fetchone()
-        return min(max(too_many, too_old), end)
-
-    def _note(self) -> None:
-        self._trimmed_to, self._rolled_up_to = self._connection.execute(
-            "SELECT trimmed_to, rolled_up_to FROM journal"
+        takes_too_much = self._used_bytes > self._limits.max_bytes * SOFT_LIMIT
+        is_too_old = oldest_row_ms is not None and oldest_row_ms < oldest_ms
+        if oldest_row_ms is None or not (takes_too_much or is_too_old or too_many > self._trimmed_to):
+            return self._trimmed_to
+        end, too_old = self._connection.execute(
+            schema.NEXT_ROWS, {"trimmed_to": self._trimmed_to, "step": step, "oldest_ms": oldest_ms}
         ).fetchone()
+        return int(end if takes_too_much else min(max(too_many, too_old or 0), end))
+
+    def _work_off_log(self) -> None:
+        # On a full disk the log itself may be what fills it.
+        mode = "TRUNCATE" if isinstance(self.refusal, DiskFull) else "PASSIVE"
+        self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     def _look(self) -> None:
         """Is there room?"""
         pages, free_pages, page_bytes = self._connection.execute(schema.SIZES).fetchone()
         self._used_bytes = (pages - free_pages) * page_bytes
-        if not self._file.reserve.hold() and free_pages * page_bytes < RESERVE_BYTES:
-            refusal: Unavailable | None = DiskFull()
+        if not self._file.reserve.hold():
+            self._refuse(DiskFull())
         elif self._used_bytes >= self._limits.max_bytes and self._trimmed_to >= self._last_seq:
-            refusal = JournalFull(self._limits.max_bytes)
+            self._refuse(JournalFull(self._limits.max_bytes))
         else:
-            refusal = None
-        self._refuse(refusal)
+            self._refuse(None)
 
     def _refuse(self, refusal: Unavailable | None) -> None:
         if type(refusal) is not type(self.refusal):
@@ -348,8 +346,8 @@ class Writer:
         return str(text)
 
     def _transact(self, statements: Sequence[tuple[str, Mapping[str, int]]]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             for statement, values in statements:
                 self._connection.execute(statement, values)
             self._connection.execute("COMMIT")
@@ -358,17 +356,21 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def fail(self, reason: str) -> None:
+        """The connection is not used again, and the process is to end."""
+        self.failed = JournalFailed(f"{reason}; what is on the disk must be read anew")
+        _log.critical("Journal failed", extra={"reason": str(self.failed)})
+
     def _failure(self, error: sqlite3.Error) -> Unavailable:
         code = getattr(error, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_FULL:
             self._file.reserve.release()
             self._refuse(DiskFull())
+            # What can be done about it is done at once.
+            self._maintained_ms -= ROUND_MS
             return DiskFull()
         if code in _SYNC_FAILURES:
-            self.failed = JournalFailed(
-                f"a sync of the journal {self._file.path} failed ({error}); what is on the disk must be read anew"
-            )
-            _log.critical("Journal failed", extra={"reason": str(self.failed)})
+            self.fail(f"a sync of the journal {self._file.path} failed ({error})")
         else:
             _log.error("Journal error", extra={"reason": str(error), "code": getattr(error, "sqlite_errorname", None)})
         return OutcomeUnknown()
