@@ -509,6 +509,35 @@ def test_rows_go_early_when_they_take_too_much_room_and_emits_go_on(tmp_path: Pa
     assert (tmp_path / JOURNAL).stat().st_size < 2 * 2**20
 
 
+def test_keys_and_hours_go_when_they_are_old_enough_and_not_before(tmp_path: Path) -> None:
+    limits = JournalLimits(max_rows=10**6, max_age_ms=10**12, idempotency_window_ms=1_000, hours_age_ms=5_000)
+
+    async def grow_old(desk: Desk) -> None:
+        await desk.record(*(entry(key=f"old {index}", accepted_ms=HOUR_MS) for index in range(2_500)))
+        desk.now_ms += 1_000
+        await desk.record(entry(key="young", accepted_ms=2 * HOUR_MS))
+        assert len(await desk.journal.batches_of_key("old 7")) == 1
+
+        async def keys_are_purged() -> bool:
+            lookups = desk.journal._lookups  # type: ignore[attr-defined]  # of SqliteJournal
+            kept: int = await lookups.ask("SELECT count(*) FROM idempotency", {}, int)
+            return kept == 1
+
+        async def old_hour_is_purged() -> bool:
+            return [hour.hour for hour in await desk.journal.hours([7], None, 1, 3)] == [2]
+
+        desk.now_ms += 1
+        await desk.commit_until(keys_are_purged)
+        assert len(await desk.journal.batches_of_key("young")) == 1
+        assert len(await desk.journal.hours([7], None, 1, 3)) == 2
+        # Each of them is as old as what was last counted in it.
+        desk.now_ms += 4_000
+        await desk.commit_until(old_hour_is_purged)
+
+    with mock.patch.object(Limits, "of_a_journal", return_value=limits):
+        in_turn(tmp_path, grow_old)
+
+
 @pytest.mark.logs("New epoch")
 def test_a_batch_in_flight_when_the_process_was_killed_is_there_or_not_but_never_half(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
