@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(shell command -v npm)
 
-.PHONY: run test check bench format clean
+.PHONY: run test check bench torture format clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallywire serve --examples
@@ -20,6 +20,9 @@ check: $(VENV)/.test-installed
 
 bench: $(VENV)/.run-installed
 	$(BIN)/python -m bench $(ARGS)
+
+torture: $(VENV)/.test-installed
+	$(BIN)/python -m tests.torture $(ARGS)
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

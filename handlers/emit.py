@@ -7,10 +7,12 @@ A batch that cannot be read is an answer of its own, never a reason to lose its 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
+from tornado.iostream import StreamClosedError
 
 from core.errors import (
     BodyTooLarge,
@@ -400,7 +402,8 @@ class EmitHandler(BaseHandler):
             )
             self.set_header("Content-Type", response.content_type)
             # A shutdown waits until the caller has the answer, not only until there is one.
-            await self.finish(response.body)
+            with suppress(StreamClosedError):
+                await self.finish(response.body)
         finally:
             self._release()
 

@@ -9,9 +9,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+REST_SECONDS = 1.0
+"""How long nothing must come before there is time for what can wait."""
+
 
 class Worker(Generic[T]):
-    """Calls `work` with everything that waits, in order, and `rest` when nothing came for `rest_seconds`.
+    """Calls `work` with everything that waits, in order, and `rest` when nothing came for REST_SECONDS.
 
     `rest` answers whether it has more to do: then it is called again at once, unless something waits. All are called
     in the thread and must not raise; `finish` is the last one.
@@ -23,12 +26,10 @@ class Worker(Generic[T]):
         work: Callable[[list[T]], None],
         *,
         rest: Callable[[], bool] | None = None,
-        rest_seconds: float = 1.0,
         finish: Callable[[], None],
     ) -> None:
         self._work = work
         self._rest = rest
-        self._rest_seconds = rest_seconds
         self._finish = finish
         self._waiting: SimpleQueue[T | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -47,7 +48,7 @@ class Worker(Generic[T]):
         self._thread.join()
 
     def _run(self) -> None:
-        patience = self._rest_seconds
+        patience = REST_SECONDS
         goes_on = True
         while goes_on:
             items = self._next(patience)
@@ -55,9 +56,9 @@ class Worker(Generic[T]):
             group = [item for item in items if item is not None]
             if group:
                 self._work(group)
-                patience = self._rest_seconds
+                patience = REST_SECONDS
             elif goes_on and self._rest is not None:
-                patience = 0 if self._rest() else self._rest_seconds
+                patience = 0 if self._rest() else REST_SECONDS
         self._finish()
 
     def _next(self, patience: float) -> list[T | None]:
