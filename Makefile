@@ -21,8 +21,12 @@ check: $(VENV)/.test-installed
 bench: $(VENV)/.run-installed
 	$(BIN)/python -m bench $(ARGS)
 
+# About twenty minutes, on Linux and as root: kills, power cuts, and every Nth sync and write made to fail.
 torture: $(VENV)/.test-installed
-	$(BIN)/python -m tests.torture $(ARGS)
+	$(BIN)/python -m tests.torture --kills 200 $(ARGS)
+	$(BIN)/python -m tests.torture --kills 60 --durability process $(ARGS)
+	TALLYWIRE_POWER_CUTS=30 TALLYWIRE_FAILING_CALLS=$(shell seq -s, 1 30) \
+		$(BIN)/pytest --durations=0 tests/e2e/test_power_cut.py tests/e2e/test_failing_disk.py
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

@@ -115,11 +115,15 @@ def sync_directory(path: Path) -> None:
 
 
 class Reserve:
-    """Room on the disk that is given up when it is full, so that the log can be worked off and rows trimmed."""
+    """Room on the disk that is given up when it is full, so that the log can be worked off and rows trimmed.
+
+    It is taken only where there is a quarter more: with nothing beside it the disk would be full again at once.
+    """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
         self._size_bytes = size_bytes
+        self._beside_bytes = size_bytes // 4
         self.is_held = False
 
     def hold(self) -> bool:
@@ -142,9 +146,10 @@ class Reserve:
         except OSError:
             return False
         try:
-            _take_blocks(descriptor, self._size_bytes)
+            _take_blocks(descriptor, self._size_bytes + self._beside_bytes)
             # Where blocks are only given out when they are written back, the lack of room shows here.
             os.fsync(descriptor)
+            os.ftruncate(descriptor, self._size_bytes)
         except OSError:
             return False
         finally:

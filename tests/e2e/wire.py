@@ -89,6 +89,10 @@ class StreamSocket:
     ) -> None:
         self._socket.close()
 
+    def hang_up(self) -> None:
+        """Leave; whoever waits for bytes, in another thread too, sees the end."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
     def read_until(self, is_enough: Callable[["StreamSocket"], bool]) -> None:
         """Read as long as it takes; the end of the stream before that fails."""
         while not is_enough(self):

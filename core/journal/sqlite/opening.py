@@ -21,6 +21,9 @@ RESERVE_BYTES = 16 * 2**20
 trimming."""
 
 _SYNCHRONOUS: dict[Durability, str] = {"power": "FULL", "process": "NORMAL"}
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""A full disk has two names: the second when it is the index of the log (`-shm`) that cannot grow."""
+
 _CACHE_KIB = 32 * 1024
 """Pages in memory: those that a busy journal writes to are not read again for each batch."""
 
@@ -66,15 +69,16 @@ def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_B
         try:
             connection, epoch = _open(path, durability)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            if error.sqlite_errorcode not in NO_ROOM:
                 raise
             # Streams can be served from a full disk; only opening the file needs a little room.
             reserve.release()
             connection, epoch = _open(path, durability)
     except (OSError, sqlite3.Error) as error:
         lock.release()
+        reason = "its disk is full" if getattr(error, "sqlite_errorcode", None) in NO_ROOM else error
         raise JournalError(
-            f"the journal {path} cannot be opened: {error}. Mend that, or choose another file with --journal."
+            f"the journal {path} cannot be opened: {reason}. Mend that, or choose another file with --journal."
         ) from error
     except BaseException:
         lock.release()

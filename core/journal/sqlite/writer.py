@@ -30,7 +30,7 @@ from core.journal.base import (
 )
 from core.journal.sqlite import schema
 from core.journal.sqlite.heads import Heads
-from core.journal.sqlite.opening import JournalFile
+from core.journal.sqlite.opening import NO_ROOM, JournalFile
 from core.journal.sqlite.packing import pack, pack_summaries, unpack_remembered, unpack_rows
 from core.journal.transaction import Remembered, Transaction
 from core.totals import Row
@@ -363,12 +363,13 @@ class Writer:
 
     def _failure(self, error: sqlite3.Error) -> Unavailable:
         code = getattr(error, "sqlite_errorcode", None)
-        if code == sqlite3.SQLITE_FULL:
+        if code in NO_ROOM:
             self._file.reserve.release()
             self._refuse(DiskFull())
             # What can be done about it is done at once.
             self._maintained_ms -= ROUND_MS
-            return DiskFull()
+            # The index of the log grows behind the log itself: what was written may be there.
+            return DiskFull() if code == sqlite3.SQLITE_FULL else OutcomeUnknown()
         if code in _SYNC_FAILURES:
             self.fail(f"a sync of the journal {self._file.path} failed ({error})")
         else:
