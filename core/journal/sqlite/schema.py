@@ -271,14 +271,12 @@ DELETE_USER = (
 
 SIZES = "SELECT page_count, freelist_count, page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 
-LAST = """
-SELECT
-    (SELECT max(seq) FROM rows),
-    max(
-        coalesce((SELECT aged_ms FROM rows ORDER BY seq DESC LIMIT 1), 0),
-        coalesce((SELECT aged_ms FROM idempotency ORDER BY id DESC LIMIT 1), 0),
-        coalesce((SELECT max(aged_ms) FROM hour_ages), 0)
-    ),
-    trimmed_to, rolled_up_to
-FROM journal
+MARKS = "SELECT coalesce((SELECT max(seq) FROM rows), 0), trimmed_to, rolled_up_to FROM journal"
+
+LAST_AGE = """
+SELECT max(
+    coalesce((SELECT aged_ms FROM rows ORDER BY seq DESC LIMIT 1), 0),
+    coalesce((SELECT aged_ms FROM idempotency ORDER BY id DESC LIMIT 1), 0),
+    coalesce((SELECT max(aged_ms) FROM hour_ages), 0)
+)
 """

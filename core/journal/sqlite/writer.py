@@ -7,7 +7,8 @@ What a failure means is decided in `_failure`:
   and emits are refused until there is room for it again. A repeat of what was accepted needs no room, and is answered;
 - a sync failed: nobody knows what is on disk, and the kernel would say of the next sync that it succeeded. The
   connection is not used again and the process ends;
-- anything else: the transaction was rolled back, its outcome is unknown to the caller, and work goes on.
+- anything else: the transaction was rolled back, its outcome is unknown to the caller, and work goes on, from what the
+  file says and not from memory.
 """
 
 import logging
@@ -69,14 +70,15 @@ class Writer:
         self._file = file
         self._connection = file.connection
         self._limits = limits
-        self._trimmed_to: int
-        self._rolled_up_to: int
-        last_seq, aged_ms, self._trimmed_to, self._rolled_up_to = self._connection.execute(schema.LAST).fetchone()
-        self._last_seq: int = last_seq or 0
+        self._last_seq = self._trimmed_to = self._rolled_up_to = 0
+        self._heads = Heads()
+        self._is_stale = True
+        """What is in memory must be read from the file before it is built on."""
+        self._refresh()
+        (aged_ms,) = self._connection.execute(schema.LAST_AGE).fetchone()
         self._monotonic_ms = monotonic_ms
         # The journal's own clock stands still while nobody has the journal open: what is kept is kept for longer.
         self._clock_offset_ms: int = aged_ms - monotonic_ms()
-        self._heads = Heads()
         self._remembered: Mapping[IdempotencyKey, Remembered] = {}
         """The records of the keys in the transaction that is being worked on."""
         self._used_bytes = 0
@@ -147,6 +149,7 @@ class Writer:
         self._connection.execute(schema.ACCEPT, (packed,))
 
     def _record(self, commits: Sequence[Commit]) -> Transaction:
+        self._refresh()
         entries = list(chain.from_iterable(commit.entries for commit in commits))
         self._fetch_heads({entry.user_id for entry in entries})
         self._fetch_remembered(entries)
@@ -154,6 +157,12 @@ class Writer:
         for commit in commits:
             commit.outcomes = [transaction.record(entry) for entry in commit.entries]
         return transaction
+
+    def _refresh(self) -> None:
+        if self._is_stale:
+            self._last_seq, self._trimmed_to, self._rolled_up_to = self._connection.execute(schema.MARKS).fetchone()
+            self._heads = Heads()
+            self._is_stale = False
 
     def _fetch_heads(self, users: set[int]) -> None:
         unknown = self._heads.unknown(users)
@@ -193,6 +202,7 @@ class Writer:
         try:
             if self.failed:
                 raise self.failed
+            self._refresh()
             self._fetch_heads({load.user_id for load in loads})
         except (sqlite3.Error, JournalFailed) as error:
             _log.error("Users not loaded", extra={"users": len(loads), "reason": str(error)})
@@ -208,6 +218,7 @@ class Writer:
         try:
             if self.failed:
                 raise self.failed
+            self._refresh()
             self._fetch_heads({deletion.user_id})
             last_n = self._heads.user(deletion.user_id).n
             if last_n:
@@ -249,6 +260,9 @@ class Writer:
         if self.failed:
             return False
         try:
+            self._refresh()
+            if isinstance(self.refusal, DiskFull):
+                self._work_off_log()
             due = self._due(enough_rows)
             if due.statements:
                 self._transact(due.statements)
@@ -362,6 +376,7 @@ class Writer:
         _log.critical("Journal failed", extra={"reason": str(self.failed)})
 
     def _failure(self, error: sqlite3.Error) -> Unavailable:
+        self._is_stale = True
         code = getattr(error, "sqlite_errorcode", None)
         if code in NO_ROOM:
             self._file.reserve.release()
