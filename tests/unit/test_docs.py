@@ -129,3 +129,31 @@ def _written_again(event: ServerSentEvent) -> bytes:
     fields = json.loads(event.data)
     inner = msgspec.convert(fields if is_flat else fields["data"], CONTROLS[event.event])
     return msgspec.json.encode(inner if is_flat else {"type": event.event, "data": inner})
+
+
+# ---- the guarantees
+
+
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text()
+
+
+def test_whatever_the_guarantees_name_as_their_proof_is_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", GUARANTEES))
+
+    assert len(named) >= 9
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_durability_and_every_way_to_refuse_an_emit_is_in_the_guarantees() -> None:
+    durability = next(field for field in settings.fields() if field.name == "durability")
+    refusals = ("disk_full", "journal_full", "outcome_unknown")
+
+    assert [name for name in (*durability.choices, *refusals) if f"`{name}`" not in GUARANTEES] == []
+
+
+def test_make_torture_runs_what_the_guarantees_say() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert "`make torture`" in GUARANTEES
+    for wanted in ("--kills 200", "--durability process", "TALLYWIRE_POWER_CUTS=30", "seq -s, 1 30"):
+        assert wanted in makefile
