@@ -1,13 +1,16 @@
 """The hub on moments that a random walk seldom meets."""
 
+from collections.abc import Callable
+
 import pytest
 
 from core.errors import Draining, InternalError, OutcomeUnknown
 from core.heartbeat import SLOTS
 from core.hub import EmitCall, Hub
+from core.journal.base import Deliver, JournalFailed
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
 from core.subscriber import State, stream_options
-from tests.unit.world import Client, FakeConnection, World, result
+from tests.unit.world import Client, FakeConnection, HesitantJournal, World, result
 
 PLAIN = stream_options(chunked=False)
 
@@ -223,4 +226,105 @@ def test_a_fault_in_a_heartbeat_ends_that_stream_only() -> None:
 
     assert broken.state is State.CLOSED
     assert sound.events == ["stream_open", "stream_heartbeat"]
+    world.close()
+
+
+def test_a_blocked_stream_of_a_deleted_user_hears_of_it_when_it_reads_and_leaves_nothing_behind() -> None:
+    world = World()
+    blocked, other = crowd(world, 2)
+    assert blocked.connection is not None
+    blocked.connection.let_in(10)
+    world.emit_now(7, 3)
+    world.emit_now(7, 3)
+    deleted = world.start(world.hub.delete_user(7))
+    world.commit()
+    other.read()
+
+    assert (deleted.result().rows, deleted.result().closed) == (2, 2)
+    assert other.events[-2:] == ["order_batch_update", "stream_closing"]
+    assert len(world.hub.registry) == 1, "one still has something to read"
+    anew = world.emit_now(7, 3)
+    assert anew.position.endswith("-4")  # type: ignore[union-attr]  # accepted
+    blocked.connection.let_in(None)
+    blocked.read()
+    assert blocked.events[-2:] == ["order_batch_update", "stream_closing"]
+    assert not len(world.hub.registry)
+    assert world.hub.registry.user(7) is None
+    world.close()
+
+
+def test_a_deletion_ends_a_coalescing_window_without_telling_anybody_what_is_gone() -> None:
+    world = World(coalesce_ms=5)
+    (client,) = crowd(world, 1)
+    world.emit_now(7, 3)
+    world.emit_now(7, 3)
+    world.start(world.hub.delete_user(7))
+    world.commit()
+    newcomer = FakeConnection(7, PLAIN)
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(newcomer, user, (3,), None)
+
+    world.start(open_it())
+    world.commit()
+    world.settle()
+    client.read()
+
+    assert client.events[-1] == "stream_closing"
+    assert b"order_batch_update" not in newcomer.sent
+    world.emit_now(7, 3)
+    world.settle()
+    assert b'"created":1' in newcomer.sent
+    world.close()
+
+
+@pytest.mark.logs("Farewell failed")
+def test_a_fault_of_one_stream_keeps_no_deletion_from_being_answered() -> None:
+    world = World()
+    broken = Broken(7, PLAIN)
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(broken, user, (3,), None)
+
+    world.start(open_it())
+    world.commit()
+    world.emit_now(7, 3)
+    broken.is_broken = True
+    deleted = world.start(world.hub.delete_user(7))
+    world.commit()
+
+    assert deleted.result().rows == 1
+    assert broken.state is State.CLOSED
+    world.close()
+
+
+def test_a_deletion_is_refused_while_the_server_drains() -> None:
+    world = World()
+    world.hub.is_draining = True
+    refused = world.loop.create_task(world.hub.delete_user(7))
+    world.spin()
+
+    assert isinstance(refused.exception(), Draining)
+    world.close()
+
+
+def test_a_journal_that_cannot_go_on_refuses_further_work_before_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[JournalFailed] = []
+    given: list[Callable[[JournalFailed], None]] = []
+    start = HesitantJournal.start
+
+    def begin(self: HesitantJournal, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
+        given.append(fail)
+        start(self, deliver, fail)
+
+    monkeypatch.setattr(World, "_fail", failures.append)
+    monkeypatch.setattr(HesitantJournal, "start", begin)
+    world = World()
+    given[0](JournalFailed("a sync failed"))
+
+    assert len(failures) == 1
+    with pytest.raises(Draining):
+        world.hub.begin_intake()
     world.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import OutcomeUnknown
 from core.hub import Answer, EmitCall, Hub, HubLimits
-from core.journal.base import Deliver, JournalFailed, JournalLimits, Recorded, Work
+from core.journal.base import Deletion, Deliver, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import BatchResult, Summary
 from core.sse import EventParser, ServerSentEvent
@@ -257,6 +257,9 @@ class World:
             for work in finished:
                 if isinstance(work, EmitCall):
                     self._account(work)
+                elif isinstance(work, Deletion) and work.n:
+                    # A place that no batch has.
+                    self.heads[work.user_id] = work.n
             deliver(finished)
 
         return record

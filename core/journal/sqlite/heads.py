@@ -64,7 +64,8 @@ class Heads:
         """Take over a row that has been committed."""
         user = self._users[row.user_id]
         self._size += row.strategy_id not in user.heads
-        user.add(row)
+        user.n = row.n
+        user.heads[row.strategy_id] = row
 
     def forget(self, user_id: int) -> None:
         """Fetch this user anew the next time."""
