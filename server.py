@@ -157,9 +157,11 @@ async def _serve_on(
 
 def open_journal(settings: Settings, loop: asyncio.AbstractEventLoop) -> Journal:
     """The journal that the settings ask for. Raises JournalError."""
-    if settings.durability == "none":
-        return MemoryJournal(loop.call_soon, _journal_limits(settings, most_rows=memory.MOST_ROWS))
     path = known_settings.journal_path(settings, os.environ)
+    if settings.durability == "none":
+        if path.is_file():
+            _log.warning("Journal not used", extra={"journal": str(path.absolute()), "durability": "none"})
+        return MemoryJournal(loop.call_soon, _journal_limits(settings, most_rows=memory.MOST_ROWS))
     return SqliteJournal(path, settings.durability, _journal_limits(settings), loop)
 
 

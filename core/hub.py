@@ -259,7 +259,7 @@ class Hub:
         if not event.strategy_id:
             call.answers.append(StrategyIdMissing())
             return
-        if idempotency_key is not None and not _is_usable(idempotency_key):
+        if idempotency_key is not None and not is_usable(idempotency_key):
             message = f"An idempotency key is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
             call.answers.append(InvalidIdempotencyKey(message, "$.idempotency_key"))
             return
@@ -576,7 +576,8 @@ class Hub:
         return str(Position(self.journal.epoch, n))
 
 
-def _is_usable(idempotency_key: str) -> bool:
+def is_usable(idempotency_key: str) -> bool:
+    """A batch may carry it: 1 to 128 printable ASCII characters."""
     return 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY and all(
         " " <= character <= "~" for character in idempotency_key
     )

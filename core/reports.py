@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from core.errors import InvalidQuery
-from core.hub import Hub
+from core.hub import MAX_IDEMPOTENCY_KEY, Hub, is_usable
 from core.journal.base import BatchRecord
 from core.models import MAX_ID, BatchesReport, BatchFacts, ConnectionFacts, ConnectionsReport, KeyFacts, iso_timestamp
 from core.subscriber import State, Subscriber
@@ -76,7 +76,12 @@ async def batches(hub: Hub, question: BatchesQuestion) -> BatchesReport:
 
 
 async def batches_of_key(hub: Hub, key: str) -> BatchesReport:
-    """What was accepted under an idempotency key, nothing when nothing was within the window. Raises Busy."""
+    """What was accepted under an idempotency key, nothing when nothing was within the window.
+
+    Raises InvalidQuery for a key that no batch can have, and Busy.
+    """
+    if not is_usable(key):
+        raise InvalidQuery("idempotency_key", f"is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
     found = await hub.journal.batches_of_key(key)
     return BatchesReport(tuple(_batch(hub, each) for each in found), has_more=False)
 

@@ -45,7 +45,7 @@ def span(from_ms: int | None, to_ms: int | None, now_ms: int) -> Span:
     if first_hour < 0 or end_hour < first_hour:
         raise InvalidQuery("from", "must be after 1970 and not after to")
     if end_hour - first_hour > MOST_HOURS:
-        raise InvalidQuery("to", f"must be at most {MOST_HOURS // 24} days after from")
+        raise InvalidQuery("to", f"must be at most {MOST_HOURS // 24} days after from, both widened to whole hours")
     return Span(first_hour, end_hour)
 
 

@@ -56,6 +56,7 @@ class BatchesHandler(BaseHandler):
     async def get(self) -> None:
         key = self.optional_argument("idempotency_key")
         if key is not None:
+            self._stands_alone()
             self.write_json(await reports.batches_of_key(self.services.hub, key))
             return
         question = reports.BatchesQuestion(
@@ -66,6 +67,11 @@ class BatchesHandler(BaseHandler):
             self.optional_argument("after"),
         )
         self.write_json(await reports.batches(self.services.hub, question))
+
+    def _stands_alone(self) -> None:
+        """A key says whose batch it is: anything beside it would be a question that is not answered."""
+        if others := set(self.request.query_arguments) - {"idempotency_key"}:
+            raise InvalidQuery("idempotency_key", f"stands alone, without {', '.join(sorted(others))}")
 
 
 class UserHandler(BaseHandler):

@@ -400,6 +400,7 @@ def test_a_fault_of_the_writer_is_told_to_whoever_waits_and_ends_the_process(tmp
     in_turn(tmp_path / "a", break_it)
     # This process has the file until it ends.
     shutil.copytree(tmp_path / "a", tmp_path / "b")
+    sql(tmp_path / "b" / JOURNAL, "PRAGMA wal_checkpoint(TRUNCATE)")
     in_turn(tmp_path / "b", come_back)
 
 
@@ -538,26 +539,113 @@ def test_keys_and_hours_go_when_they_are_old_enough_and_not_before(tmp_path: Pat
         in_turn(tmp_path, grow_old)
 
 
-@pytest.mark.logs("New epoch")
 def test_a_batch_in_flight_when_the_process_was_killed_is_there_or_not_but_never_half(tmp_path: Path) -> None:
-    path = tmp_path / JOURNAL
+    path, log = tmp_path / JOURNAL, tmp_path / f"{JOURNAL}-wal"
+    left: list[bytes] = []
 
     async def copy_while_open(desk: Desk) -> None:
-        (row,) = await desk.record(entry(key="a"))
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{path}{suffix}", f"{tmp_path / 'left'}{suffix}")
-        assert row_of((await desk.call(entry())).outcomes[0]).n == row.n + 1
+        await desk.record(entry(key="a"))
+        left.extend(each.read_bytes() for each in (path, log))
 
     in_turn(tmp_path, copy_while_open)
-    (tmp_path / "copy").mkdir()
-    for suffix in ("", "-wal"):
-        shutil.move(f"{tmp_path / 'left'}{suffix}", f"{tmp_path / 'copy' / JOURNAL}{suffix}")
-    log = tmp_path / "copy" / f"{JOURNAL}-wal"
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-100])
+    path.write_bytes(left[0])
+    log.write_bytes(left[1][:-100])
 
-    file = open_file(tmp_path / "copy" / JOURNAL, "power", 0)
+    file = open_file(path, "power", 0)
     rows = file.connection.execute("SELECT count(*) FROM rows").fetchone()
     keys = file.connection.execute("SELECT count(*) FROM idempotency").fetchone()
     file.close()
     assert rows == keys == (0,)
+
+
+def killed(directory: Path) -> bytes:
+    """Leave the journal as a process does that is killed: one batch in the file, a second one in its log only; answers
+    what the file was after the first one."""
+    path, log = directory / JOURNAL, directory / f"{JOURNAL}-wal"
+    left: list[bytes] = []
+
+    async def copy_while_open(desk: Desk) -> None:
+        await one_batch(desk)
+        left.extend(each.read_bytes() for each in (path, log))
+
+    in_turn(directory, one_batch)
+    backup = path.read_bytes()
+    in_turn(directory, copy_while_open)
+    path.write_bytes(left[0])
+    log.write_bytes(left[1])
+    return backup
+
+
+@pytest.mark.logs("New epoch")
+def test_a_backup_in_the_place_of_a_killed_journal_is_not_ruined_by_its_log(tmp_path: Path) -> None:
+    backup = killed(tmp_path)
+    (tmp_path / "backup").write_bytes(backup)
+    (tmp_path / "backup").rename(tmp_path / JOURNAL)
+
+    with pytest.raises(JournalError, match=rf"the log of another file.*remove {JOURNAL}-wal"):
+        open_file(tmp_path / JOURNAL, "power", 0)
+    assert (tmp_path / JOURNAL).read_bytes() == backup
+
+    async def is_the_backup(desk: Desk) -> None:
+        assert (await desk.load(7)).n == 1
+
+    (tmp_path / f"{JOURNAL}-wal").unlink()
+    in_turn(tmp_path, is_the_backup)
+
+
+@pytest.mark.logs("New epoch")
+def test_a_killed_journal_copied_with_its_log_can_be_used_as_the_refusal_says(tmp_path: Path) -> None:
+    killed(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(tmp_path / f"{JOURNAL}{suffix}", tmp_path / "elsewhere")
+    copy = tmp_path / "elsewhere" / JOURNAL
+    with pytest.raises(JournalError, match=r"copied together.*wal_checkpoint"):
+        open_file(copy, "power", 0)
+
+    sql(copy, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def is_whole(desk: Desk) -> None:
+        assert (await desk.load(7)).n == 2
+
+    in_turn(tmp_path / "elsewhere", is_whole)
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["removed", "replaced"])
+@pytest.mark.logs("Journal failed")
+def test_a_journal_that_is_taken_away_under_a_running_server_ends_it(tmp_path: Path, replace: bool) -> None:
+    async def take_away(desk: Desk) -> None:
+        await one_batch(desk)
+        (tmp_path / JOURNAL).rename(tmp_path / "away")
+        if replace:
+            shutil.copy(tmp_path / "away", tmp_path / JOURNAL)
+        await desk.call(entry())
+        while not desk._complaints:
+            await asyncio.sleep(0)
+        assert "has been removed or replaced" in desk._complaints.pop()
+        assert (await desk.call(entry())).failure is not None
+
+    in_turn(tmp_path, take_away)
+
+
+@pytest.mark.logs("Journal busy", "Journal error")
+def test_a_shell_that_holds_the_write_lock_makes_emits_wait_and_none_unknown(tmp_path: Path) -> None:
+    async def hold(desk: Desk) -> None:
+        await one_batch(desk)
+        with closing(sqlite3.connect(tmp_path / JOURNAL, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            refused = await desk.call(entry())
+            shell.execute("ROLLBACK")
+        assert refused.failure is not None
+        assert refused.failure.code == "busy"
+        assert row_of((await desk.call(entry())).outcomes[0]).n == 2
+
+    in_turn(tmp_path, hold)
+
+
+def test_what_is_no_file_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).mkdir()
+    for path in (tmp_path / JOURNAL, Path("/dev/null")):
+        with pytest.raises(JournalError, match="is not a file"):
+            open_file(path, "power", 0)
+    assert [each.name for each in tmp_path.iterdir()] == [JOURNAL]

@@ -249,6 +249,9 @@ async def test_a_caller_whose_answer_was_lost_finds_its_batch_by_its_key(emit: E
         ("user_id=7&strategy_id=3&after=yesterday", "after"),
         ("user_id=7&strategy_id=3&after=0000000000000-1", "after"),
         ("idempotency_key=a&idempotency_key=b", "idempotency_key"),
+        ("idempotency_key=", "idempotency_key"),
+        ("idempotency_key=%D0%BA", "idempotency_key"),
+        ("idempotency_key=a&user_id=7", "idempotency_key"),
     ],
 )
 @pytest.mark.gen_test

@@ -4,6 +4,7 @@ epoch is one under which no position can mean two things.
 
 import logging
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,7 @@ class JournalFile(Struct, frozen=True):
     """An open journal file: the one connection that writes and checkpoints, and what goes with it."""
 
     path: Path
+    identity: FileIdentity
     connection: sqlite3.Connection
     epoch: str
     lock: Lock
@@ -63,17 +65,19 @@ def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_B
         raise JournalError(f"the journal needs SQLite 3.38 or later; this Python has {sqlite3.sqlite_version}.")
     # Lock, log and reserve stand beside the file itself, whatever name it is opened by.
     path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise JournalError(f"the journal {path} is not a file. Name one with --journal.")
     lock = _locked(path)
     reserve = Reserve(_beside(path, "-reserve"), reserve_bytes)
     try:
         try:
-            connection, epoch = _open(path, durability)
+            connection, identity, epoch = _open(path, durability)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in NO_ROOM:
                 raise
             # Streams can be served from a full disk; only opening the file needs a little room.
             reserve.release()
-            connection, epoch = _open(path, durability)
+            connection, identity, epoch = _open(path, durability)
     except (OSError, sqlite3.Error) as error:
         lock.release()
         reason = "its disk is full" if getattr(error, "sqlite_errorcode", None) in NO_ROOM else error
@@ -83,7 +87,7 @@ def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_B
     except BaseException:
         lock.release()
         raise
-    return JournalFile(path, connection, epoch, lock, reserve)
+    return JournalFile(path, identity, connection, epoch, lock, reserve)
 
 
 def begin_new_epoch(path: Path) -> tuple[str, str]:
@@ -118,23 +122,56 @@ def _locked(path: Path) -> Lock:
         ) from error
 
 
-def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, str]:
+def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, FileIdentity, str]:
+    has_log = _has_log(path)
     connection, identity = _recovered(path)
     try:
         _migrate(connection)
         epoch = _begin_life(connection, identity, durability)
+        # The file itself must say which one it is: see `_check_log`.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (batches,) = connection.execute("SELECT coalesce(max(seq), 0) FROM rows").fetchone()
+        facts = {"journal": str(path), "epoch": epoch, "batches": batches, "was_left_in_order": not has_log}
+        _log.info("Journal opened", extra=facts)
         connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
         connection.execute(f"PRAGMA busy_timeout = {int(_READERS_SECONDS * 1000)}")
     except BaseException:
         connection.close()
         raise
-    return connection, epoch
+    return connection, identity, epoch
+
+
+def _has_log(path: Path) -> bool:
+    """A process has ended without a word."""
+    log = _beside(path, "-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
+def _check_log(path: Path, identity: FileIdentity) -> None:
+    """A log that belongs to another file, one that a backup has replaced, would ruin this one.
+
+    What the file says of itself is read without the log. Where it cannot be read there is nothing to compare.
+    """
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            known = connection.execute("SELECT inode, generation FROM journal").fetchone()
+    except sqlite3.Error:
+        return
+    if known is not None and FileIdentity(*known) != identity:
+        raise JournalError(
+            f"beside the journal {path} lies the log of another file ({path.name}-wal). If a backup has been put in "
+            f"its place, remove {path.name}-wal and {path.name}-shm and start again. If file and log were copied "
+            f"together, let SQLite join them first: sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'."
+        )
 
 
 def _recovered(path: Path) -> tuple[sqlite3.Connection, FileIdentity]:
     """Before anything is read the log that a crash left behind is made durable, and moved into the file."""
     make_durable(_beside(path, "-wal"))
     identity = identify(path)
+    if _has_log(path):
+        _check_log(path, identity)
     connection = sqlite3.connect(path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         # fullfsync: what fsync promises on macOS only with it.

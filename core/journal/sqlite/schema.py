@@ -209,8 +209,8 @@ ROLL_UP = (
     ON CONFLICT DO UPDATE SET created = created + excluded.created, cancelled = cancelled + excluded.cancelled
     """,
     f"""
-    INSERT OR REPLACE INTO hour_ages SELECT DISTINCT accepted_ms / {HOUR_MS}, :aged_ms FROM rows
-    WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq AND strategy_id > 0
+    INSERT OR REPLACE INTO hour_ages SELECT accepted_ms / {HOUR_MS}, max(aged_ms) FROM rows
+    WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq AND strategy_id > 0 GROUP BY 1
     """,
     "UPDATE journal SET rolled_up_to = :to_seq",
 )

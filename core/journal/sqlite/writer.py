@@ -12,6 +12,7 @@ What a failure means is decided in `_failure`:
 """
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -257,7 +258,7 @@ class Writer:
 
     def _round(self, enough_rows: int) -> bool:
         """Roll up (when so many rows wait for it), trim, purge, work off the log; answers whether more is due."""
-        if self.failed:
+        if self.failed or self._is_gone():
             return False
         try:
             self._refresh()
@@ -288,7 +289,7 @@ class Writer:
         roll_to = self._rolled_up_to
         if self._last_seq - roll_to >= enough_rows or trim_to > roll_to:
             roll_to = min(self._last_seq, roll_to + step)
-            statements += [(statement, {"to_seq": roll_to, "aged_ms": now_ms}) for statement in schema.ROLL_UP]
+            statements += [(statement, {"to_seq": roll_to}) for statement in schema.ROLL_UP]
         # Only what has been rolled up: the hours would miss it.
         trim_to = min(trim_to, roll_to)
         if trim_to > self._trimmed_to:
@@ -312,6 +313,16 @@ class Writer:
             schema.NEXT_ROWS, {"trimmed_to": self._trimmed_to, "step": step, "oldest_ms": oldest_ms}
         ).fetchone()
         return int(end if takes_too_much else min(max(too_many, too_old or 0), end))
+
+    def _is_gone(self) -> bool:
+        """The file has been removed or replaced: whatever is written now, nobody will find it."""
+        try:
+            is_there = os.stat(self._file.path).st_ino == self._file.identity.inode
+        except OSError:
+            is_there = False
+        if not is_there:
+            self.fail(f"the journal {self._file.path} has been removed or replaced")
+        return not is_there
 
     def _work_off_log(self) -> None:
         # On a full disk the log itself may be what fills it.
@@ -385,6 +396,9 @@ class Writer:
             self._maintained_ms -= ROUND_MS
             # The index of the log grows behind the log itself: what was written may be there.
             return DiskFull() if code == sqlite3.SQLITE_FULL else OutcomeUnknown()
+        if code == sqlite3.SQLITE_BUSY:
+            _log.error("Journal busy", extra={"reason": "another program holds its write lock"})
+            return Busy("Another program holds the journal's write lock; nothing was accepted.")
         if code in _SYNC_FAILURES:
             self.fail(f"a sync of the journal {self._file.path} failed ({error})")
         else:
