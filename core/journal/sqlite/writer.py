@@ -214,6 +214,9 @@ class Writer:
             user = self._heads.user(load.user_id)
             load.n, load.floor = user.n, user.floor
             load.heads = list(user.heads.values())
+            if not user.n:
+                # A crowd of newcomers about whom the file knows nothing.
+                self._heads.forget(load.user_id)
 
     def _delete(self, deletion: Deletion) -> None:
         try:
