@@ -214,9 +214,9 @@ class Writer:
             user = self._heads.user(load.user_id)
             load.n, load.floor = user.n, user.floor
             load.heads = list(user.heads.values())
-            if not user.n:
-                # A crowd of newcomers about whom the file knows nothing.
-                self._heads.forget(load.user_id)
+        # A crowd of newcomers about whom the file knows nothing.
+        for user_id in {load.user_id for load in loads if not load.n}:
+            self._heads.forget(user_id)
 
     def _delete(self, deletion: Deletion) -> None:
         try:
