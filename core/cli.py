@@ -1,5 +1,6 @@
 """The command line without the server: `server.py` adds `serve`."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def new_epoch(config: Path | None, path: str | None) -> None:
     Positions from after the backup would otherwise be given out a second time, for other batches. Every client that
     comes back is told the totals anew.
     """
+    # What happens is said below; without a handler the log would say it, too.
+    logging.getLogger("tallywire").addHandler(logging.NullHandler())
     try:
         given = {} if path is None else {"journal": path}
         settings = known_settings.load(known_settings.read_file(config), os.environ, given)

@@ -348,7 +348,8 @@ class Writer:
             if refusal is None:
                 _log.warning("Emits are taken again")
             else:
-                _log.error("Emits are refused", extra={"code": refusal.code, "used_bytes": self._used_bytes})
+                facts = {"code": refusal.code, "journal": str(self._file.path), "used_bytes": self._used_bytes}
+                _log.error("Emits are refused", extra=facts)
         self.refusal = refusal
 
     def close(self) -> None:
