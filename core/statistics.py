@@ -84,6 +84,7 @@ class HourlyNotices:
                 except Busy:
                     _log.warning("Hourly summaries not sent", extra={"hour": iso_timestamp((now - 1) * HOUR_MS)})
                 except Exception:
+                    # The next hour has its own.
                     _log.exception("Hourly summaries failed")
             hour = now
 
@@ -92,10 +93,9 @@ class HourlyNotices:
         users = iter(dict.fromkeys(subscriber.user_id for subscriber in self._hub.registry.subscribers))
         while portion := list(islice(users, USERS_A_QUERY)):
             for counted in await self._hub.journal.hours(portion, None, hour, hour + 1):
-                self._tell(counted)
-                await self._hub.slices.breathe()
+                await self._tell(counted)
 
-    def _tell(self, counted: HourCounts) -> None:
+    async def _tell(self, counted: HourCounts) -> None:
         user = self._hub.registry.user(counted.user_id)
         key = user.keys.get(counted.strategy_id) if user else None
         if user is None or key is None:
@@ -107,7 +107,12 @@ class HourlyNotices:
             options = listener.options
             if options not in encoded:
                 encoded[options] = encode_framed_control(notice, options)
-            listener.send(encoded[options])
+            try:
+                listener.send(encoded[options])
+            except Exception:
+                # That stream has ended; the others are told.
+                _log.exception("Hourly summary failed")
+            await self._hub.slices.breathe()
 
     def _hour(self) -> int:
         return (self._hub.now_ms() - SETTLE_MS) // HOUR_MS

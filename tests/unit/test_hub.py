@@ -9,6 +9,7 @@ from core.heartbeat import SLOTS
 from core.hub import EmitCall, Hub
 from core.journal.base import Deliver, JournalFailed
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
+from core.statistics import HourlyNotices
 from core.subscriber import State, stream_options
 from tests.unit.world import Client, FakeConnection, HesitantJournal, World, result
 
@@ -327,4 +328,27 @@ def test_a_journal_that_cannot_go_on_refuses_further_work_before_it_answers(monk
     assert len(failures) == 1
     with pytest.raises(Draining):
         world.hub.begin_intake()
+    world.close()
+
+
+@pytest.mark.logs("Hourly summary failed")
+def test_a_fault_of_one_stream_keeps_no_other_from_its_hourly_summary() -> None:
+    world = World()
+    before, after = crowd(world, 2)
+    broken = Broken(7, PLAIN)
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(broken, user, (3,), None)
+
+    world.start(open_it())
+    late = crowd(world, 1)[0]
+    world.emit_now(7, 3)
+    broken.is_broken = True
+    world.start(HourlyNotices(world.hub).announce(0))
+    for client in (before, after, late):
+        client.read()
+
+    assert {client.events[-1] for client in (before, after, late)} == {"order_hourly_summary"}
+    assert broken.state is State.CLOSED
     world.close()

@@ -367,7 +367,7 @@ class Client:
             case "stream_heartbeat":
                 assert data["position"] == self.position
             case _:
-                assert event.event == "stream_closing"
+                assert event.event in ("stream_closing", "order_hourly_summary")
         self.position = event.last_event_id
         self._check_sums()
 
