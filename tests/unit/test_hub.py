@@ -65,6 +65,16 @@ def test_a_pass_goes_on_where_it_stands_when_the_head_moves() -> None:
     world.close()
 
 
+def let_in(connection: FakeConnection, world: World) -> None:
+    """Open a stream of one key on a connection whose bytes nobody adds up."""
+
+    async def open_it() -> None:
+        async with world.hub.holding(7) as user:
+            await world.hub.open(connection, user, (3,), None)
+
+    world.start(open_it())
+
+
 class Broken(FakeConnection):
     """A connection whose transport has a bug."""
 
@@ -82,11 +92,7 @@ def test_a_fault_ends_one_stream_and_harms_no_other_and_no_answer() -> None:
     before, after = crowd(world, 2)
     broken = Broken(7, PLAIN)
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(broken, user, (3,), None)
-
-    world.start(open_it())
+    let_in(broken, world)
     late = crowd(world, 1)[0]
     broken.is_broken = True
     answer = world.emit_now(7, 3)
@@ -213,11 +219,7 @@ def test_a_fault_in_a_heartbeat_ends_that_stream_only() -> None:
     world = World()
     broken, sound = Broken(7, PLAIN), Client(world, 7, (3,), stream_options(event_heartbeat=True, chunked=False))
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(broken, user, (3,), None)
-
-    world.start(open_it())
+    let_in(broken, world)
     sound.connect()
     world.commit()
     broken.is_broken = True
@@ -263,11 +265,7 @@ def test_a_deletion_ends_a_coalescing_window_without_telling_anybody_what_is_gon
     world.commit()
     newcomer = FakeConnection(7, PLAIN)
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(newcomer, user, (3,), None)
-
-    world.start(open_it())
+    let_in(newcomer, world)
     world.commit()
     world.settle()
     client.read()
@@ -285,11 +283,7 @@ def test_a_fault_of_one_stream_keeps_no_deletion_from_being_answered() -> None:
     world = World()
     broken = Broken(7, PLAIN)
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(broken, user, (3,), None)
-
-    world.start(open_it())
+    let_in(broken, world)
     world.commit()
     world.emit_now(7, 3)
     broken.is_broken = True
@@ -337,11 +331,7 @@ def test_a_fault_of_one_stream_keeps_no_other_from_its_hourly_summary() -> None:
     before, after = crowd(world, 2)
     broken = Broken(7, PLAIN)
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(broken, user, (3,), None)
-
-    world.start(open_it())
+    let_in(broken, world)
     late = crowd(world, 1)[0]
     world.emit_now(7, 3)
     broken.is_broken = True
