@@ -21,7 +21,7 @@ check: $(VENV)/.test-installed
 bench: $(VENV)/.run-installed
 	$(BIN)/python -m bench $(ARGS)
 
-# About twenty minutes, on Linux and as root: kills, power cuts, and every Nth sync and write made to fail.
+# Twelve to twenty minutes, on Linux and as root: kills, power cuts, and every Nth sync and write made to fail.
 torture: $(VENV)/.test-installed
 	$(BIN)/python -m tests.torture --kills 200 $(ARGS)
 	$(BIN)/python -m tests.torture --kills 60 --durability process $(ARGS)
