@@ -68,6 +68,9 @@ MAX_IDEMPOTENCY_KEY = 128
 DRAIN_RETRY_MS_EACH = 1
 """Streams that end together are told to come back over a time that grows with their number: 1,000 a second."""
 
+FINAL_REASONS: frozenset[ClosingReason] = frozenset({"account_deactivated"})
+"""A stream that is closed for one of these is told not to come back."""
+
 Answer = Accepted | Skipped | TallywireError
 
 _log = logging.getLogger("tallywire.stream")
@@ -569,7 +572,7 @@ class Hub:
     def closing_block(self, reason: ClosingReason, options: StreamOptions, spread_ms: int = 0) -> bytes:
         """The last event of a stream, unframed, with a `retry:` of its own, up to `spread_ms` later than usual."""
         retry_ms = self._jittered_retry_ms() + int(random.random() * spread_ms)
-        closing = StreamClosing(reason, reconnect=reason != "account_deactivated")
+        closing = StreamClosing(reason, reconnect=reason not in FINAL_REASONS)
         return encode_control(closing, options.shape, retry_ms=retry_ms)
 
     def _position(self, n: int) -> str:

@@ -13,8 +13,6 @@ from msgspec import Meta, Struct, ValidationError, convert
 
 from core.models import Shape
 
-DEFAULT_JOURNAL = "tallywire.db"
-
 
 class SettingsError(Exception):
     """A setting cannot be used; the message names it, the source and the fix."""
@@ -37,7 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="File of the journal, made when it is not there. A relative path starts at $STATE_DIRECTORY "
             "where that is set, else at the working directory."
         ),
-    ] = DEFAULT_JOURNAL
+    ] = "tallywire.db"
     durability: Annotated[
         Literal["power", "process", "none"],
         Meta(

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,12 +17,12 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from core.sse import EventParser
+from tests.e2e.programs import PROGRAMS, installed, node_command
 from tests.e2e.proxy import CuttingProxy
 from tests.e2e.tally import KNOWN_EVENTS, Counts, Tally, counted, summed
 from tests.process import ServerProcess, running_server, wait_until
 
 HERE = Path(__file__).parent
-PROGRAMS = HERE / "programs"
 ORDER_TYPES = ("LIMIT", "MARKET", "STOP_LIMIT", "STOP_MARKET")
 
 CUTS = (
@@ -171,7 +170,7 @@ def _program(start: Callable[[str, str], list[str]], url: str, output: Path, *, 
 
 @contextmanager
 def curl(url: str, output: Path) -> Iterator[Reader]:
-    path = _installed("curl")
+    path = installed("curl")
 
     def command(last_event_id: str) -> list[str]:
         resume = ["-H", f"Last-Event-ID: {last_event_id}"] if last_event_id else []
@@ -356,27 +355,17 @@ def _seen(event: list[str | None]) -> Seen:
     return kind or "", data or "", event_id or ""
 
 
-def _installed(program: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed")
-    return path
-
-
 def _python(program: str, url: str, last_event_id: str) -> list[str]:
     return [sys.executable, str(PROGRAMS / program), url, *([last_event_id] if last_event_id else [])]
 
 
 def _node(program: str, url: str, last_event_id: str) -> list[str]:
-    node = _installed("node")
-    if not (HERE / "node_modules" / "eventsource").is_dir():
-        pytest.skip("npm ci has not been run in tests/e2e")
-    return [node, str(PROGRAMS / program), url, *([last_event_id] if last_event_id else [])]
+    return node_command(program, url, *([last_event_id] if last_event_id else []))
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    path = _installed("chromium")
+    path = installed("chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         try:

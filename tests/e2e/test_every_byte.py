@@ -5,7 +5,6 @@ Each byte offset has a user of its own, so that all cuts of a sequence of frames
 
 import json
 import resource
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,12 +18,12 @@ import pytest
 
 from core.sse import EventParser, ServerSentEvent
 from tests.e2e.byte_proxy import ByteProxy, Passage
+from tests.e2e.programs import PROGRAMS, node_command
 from tests.e2e.tally import KNOWN_EVENTS, Counts, Tally, counted, place
 from tests.e2e.wire import ChunkedBody
 from tests.process import ServerProcess, running_server, wait_until
 
 HERE = Path(__file__).parent
-PROGRAMS = HERE / "programs"
 STRATEGIES = (3, 4)
 
 DEADLINE_SECONDS = 60
@@ -111,12 +110,7 @@ def sseclient_py(url: str, first: int, users: int) -> list[str]:
 
 
 def npm_eventsource(url: str, first: int, users: int) -> list[str]:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    if not (HERE / "node_modules" / "eventsource").is_dir():
-        pytest.skip("npm ci has not been run in tests/e2e")
-    return [node, str(PROGRAMS / "crowd_eventsource.mjs"), url, str(first), str(users), *sorted(KNOWN_EVENTS)]
+    return node_command("crowd_eventsource.mjs", url, str(first), str(users), *sorted(KNOWN_EVENTS))
 
 
 PROGRAMS_UNDER_TEST: dict[str, Command] = {
@@ -139,7 +133,7 @@ def descriptors() -> Iterator[None]:
     """Enough of them for the proxy, which runs in this process, and for the client programs, which inherit that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < NEEDED_DESCRIPTORS:
-        pytest.skip(f"{NEEDED_DESCRIPTORS} descriptors are needed, {hard} may be had")
+        pytest.skip(f"a crowd of streams needs {NEEDED_DESCRIPTORS} descriptors, the hard limit here is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, NEEDED_DESCRIPTORS), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

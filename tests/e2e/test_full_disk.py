@@ -73,9 +73,9 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    need_mounts()
     place = tmp_path / "disk"
     place.mkdir()
+    need_mounts(place)
     mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", str(place))
     try:
         yield Disk(place)

@@ -12,6 +12,7 @@ from tornado.routing import PathMatches
 
 from core import models, settings
 from core.errors import ERRORS, TallywireError
+from core.journal.memory import MOST_ROWS
 from core.sse import COMMENT_HEARTBEAT, EventParser, ServerSentEvent, encode_event
 from core.subscriber import CloseReason
 from core.totals import Position
@@ -129,6 +130,12 @@ def _written_again(event: ServerSentEvent) -> bytes:
     fields = json.loads(event.data)
     inner = msgspec.convert(fields if is_flat else fields["data"], CONTROLS[event.event])
     return msgspec.json.encode(inner if is_flat else {"type": event.event, "data": inner})
+
+
+def test_the_bound_of_the_journal_in_memory_is_said_as_it_is() -> None:
+    keep_rows = next(field for field in settings.fields() if field.name == "keep_rows")
+
+    assert f"With durability none at most {MOST_ROWS}." in keep_rows.description
 
 
 # ---- the guarantees
