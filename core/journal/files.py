@@ -64,9 +64,21 @@ def identify(path: Path) -> FileIdentity:
     """The identity of a file, which is made when it is not there. Never while SQLite has it open: see `Lock`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        return FileIdentity(os.fstat(descriptor).st_ino & _MAX_STORED, _generation(descriptor))
+        return FileIdentity(_number(os.fstat(descriptor)), _generation(descriptor))
     finally:
         os.close(descriptor)
+
+
+def is_there(path: Path, identity: FileIdentity) -> bool:
+    """Whether the name still leads to this file. Does not open it."""
+    try:
+        return _number(os.stat(path)) == identity.inode
+    except OSError:
+        return False
+
+
+def _number(status: os.stat_result) -> int:
+    return status.st_ino & _MAX_STORED
 
 
 def _generation(descriptor: int) -> int:

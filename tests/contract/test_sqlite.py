@@ -650,6 +650,17 @@ def test_a_journal_that_is_taken_away_under_a_running_server_ends_it(tmp_path: P
     in_turn(tmp_path, take_away)
 
 
+def test_a_file_whose_inode_number_is_larger_than_sqlite_holds_is_known_again(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        for _ in range(3):
+            await one_batch(desk)
+
+    with mock.patch.object(files, "_MAX_STORED", 1):
+        first, second = in_turn(tmp_path, work, work)
+
+    assert first == second
+
+
 @pytest.mark.logs("Journal busy", "Journal error")
 def test_a_shell_that_holds_the_write_lock_makes_emits_wait_and_none_unknown(tmp_path: Path) -> None:
     async def hold(desk: Desk) -> None:

@@ -12,7 +12,6 @@ What a failure means is decided in `_failure`:
 """
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -30,6 +29,7 @@ from core.journal.base import (
     Load,
     Work,
 )
+from core.journal.files import is_there
 from core.journal.sqlite import schema
 from core.journal.sqlite.heads import Heads
 from core.journal.sqlite.opening import NO_ROOM, JournalFile
@@ -319,13 +319,10 @@ class Writer:
 
     def _is_gone(self) -> bool:
         """The file has been removed or replaced: whatever is written now, nobody will find it."""
-        try:
-            is_there = os.stat(self._file.path).st_ino == self._file.identity.inode
-        except OSError:
-            is_there = False
-        if not is_there:
-            self.fail(f"the journal {self._file.path} has been removed or replaced")
-        return not is_there
+        if is_there(self._file.path, self._file.identity):
+            return False
+        self.fail(f"the journal {self._file.path} has been removed or replaced")
+        return True
 
     def _work_off_log(self) -> None:
         # On a full disk the log itself may be what fills it.
