@@ -105,21 +105,31 @@ def frame_twice(lines: list[Any]) -> list[Any]:
     return lines[: at + 1] + lines[at:]
 
 
+def accepted_calls(lines: list[Any]) -> list[tuple[Any, Any]]:
+    """Calls and their outcomes that put batches into the journal for certain: answered, with batches that have no key.
+
+    Of any other call there may be nothing in the journal, or another one's doing, and evidence about it shows nothing.
+    """
+    calls = {line["call"]: line for line in lines if "batches" in line}
+    outcomes = [line for line in lines if line.get("outcome") == "answered" and line["status"] == 200]
+    pairs = [(calls[outcome["call"]], outcome) for outcome in outcomes]
+    return [(call, outcome) for call, outcome in pairs if any(not batch[3] for batch in call["batches"])]
+
+
 def without_an_answered_call(lines: list[Any]) -> list[Any]:
-    (call,) = [line["call"] for line in lines if line.get("outcome") == "answered"][-1:]
-    return [line for line in lines if line["call"] != call]
+    call, _outcome = accepted_calls(lines)[-1]
+    return [line for line in lines if line["call"] != call["call"]]
 
 
 def with_one_more_acknowledged(lines: list[Any]) -> list[Any]:
-    answered = next(line for line in reversed(lines) if line.get("outcome") == "answered")
+    _call, answered = accepted_calls(lines)[-1]
     call = {"call": 10**6, "life": answered["life"], "batches": [[10**6, 1, 1, "", [["LIMIT", 9, 9]]]]}
     return [*lines, call, {**answered, "call": 10**6, "answers": answered["answers"][:1]}]
 
 
 def with_half_a_call(lines: list[Any]) -> list[Any]:
     """A call of which nobody knows the outcome has one more batch than landed."""
-    landed = next(line for line in lines if any(not batch[3] for batch in line.get("batches", [])))
-    outcome = next(line for line in lines if line["call"] == landed["call"] and "outcome" in line)
+    landed, outcome = accepted_calls(lines)[0]
     landed["batches"] = [*(batch for batch in landed["batches"] if not batch[3]), [10**6, 1, 1, "", [["LIMIT", 9, 9]]]]
     outcome.update(outcome="no answer", status=0, answers=[])
     return lines
