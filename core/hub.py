@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import islice
 
 from msgspec import UNSET, Struct
 
@@ -60,9 +59,6 @@ MAX_HELD_BYTES = 64 * 2**20
 """Bodies of emits that are being received or wait for their commit. Beyond it callers are told to come back: memory
 stays bounded when the journal is slower than they are."""
 
-COUNT_PORTION = 256
-"""Results counted between two looks at the clock: about 0.2 ms."""
-
 MAX_IDEMPOTENCY_KEY = 128
 
 DRAIN_RETRY_MS_EACH = 1
@@ -72,6 +68,9 @@ FINAL_REASONS: frozenset[ClosingReason] = frozenset({"account_deactivated"})
 """A stream that is closed for one of these is told not to come back."""
 
 Answer = Accepted | Skipped | TallywireError
+
+UNRESOLVED = OutcomeUnknown()
+"""Stands for an answer until there is one."""
 
 _log = logging.getLogger("tallywire.stream")
 
@@ -111,22 +110,29 @@ class Intake:
 
 
 class EmitCall(Commit):
-    """One call of an order service: its batches are committed together and answered together, in their order."""
+    """One call of an order service: its batches are committed together and answered together, in their order.
 
-    __slots__ = ("answers", "caller", "pending", "resolved")
+    `resolved` is called once: within `Hub.commit` when nothing is to be journalled, else in the step of the loop that
+    publishes the last batch. By then `answers` are complete, or `error` says why there are none. A callback instead of
+    a future: the answer leaves in the same turn of the loop, 4 us of an emit earlier and cheaper.
+    """
 
-    def __init__(self, caller: str) -> None:
+    __slots__ = ("answers", "caller", "error", "pending", "resolved")
+
+    def __init__(self, caller: str, resolved: Callable[[], None]) -> None:
         super().__init__()
         self.caller = caller
-        self.answers: list[Answer | None] = []
+        self.resolved = resolved
+        self.answers: list[Answer] = []
+        """While a batch waits for its commit, UNRESOLVED stands in the place of its answer."""
         self.pending: list[_Pending] = []
         """For each entry, what its answer needs beside the outcome."""
-        self.resolved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: TallywireError | None = None
 
     def fail(self, error: TallywireError) -> None:
-        """Answer the whole call with an error, if somebody still waits."""
-        if not self.resolved.done():
-            self.resolved.set_exception(error)
+        """Answer the whole call with an error."""
+        self.error = error
+        self.resolved()
 
 
 class _Pending(Struct, frozen=True, gc=False):
@@ -215,25 +221,26 @@ class Hub:
         if not self._intakes:
             self._no_intakes.set()
 
-    async def emit_order_batch_update(
+    def emit_order_batch_update(
         self,
         user_id: int,
         strategy_id: int | None,
-        batch_results: Iterable[BatchResult | FieldProblem],
+        batch_results: Iterable[BatchResult | FieldProblem] | Aggregation,
         *,
         call: EmitCall,
         idempotency_key: str | None = None,
     ) -> None:
         """Count a batch and put it into `call`; its answer stands in `call.answers` after the commit.
 
-        `batch_results` may be lazy: it is read in portions, giving way in between.
+        An `Aggregation` has been counted already: large batches are, in portions, since this does not give way.
         """
-        aggregation = Aggregation()
-        # Without a strategy nothing is counted, whatever the results are.
-        results = iter(batch_results if strategy_id else ())
-        while portion := list(islice(results, COUNT_PORTION)):
-            aggregation.add(portion)
-            await self.slices.breathe()
+        if isinstance(batch_results, Aggregation):
+            aggregation = batch_results
+        else:
+            aggregation = Aggregation()
+            # Without a strategy nothing is counted, whatever the results are.
+            if strategy_id:
+                aggregation.add(batch_results)
         summaries = aggregation.summaries
         if not summaries and aggregation.invalid:
             call.answers.append(InvalidResults(tuple(aggregation.invalid)))
@@ -270,7 +277,7 @@ class Hub:
             call.answers.append(Skipped("no_successful_orders", ignored, idempotency_key or UNSET))
             return
         call.pending.append(_Pending(len(call.answers), invalid, idempotency_key))
-        call.answers.append(None)
+        call.answers.append(UNRESOLVED)
         call.entries.append(
             Entry(
                 event.user_id,
@@ -282,17 +289,16 @@ class Hub:
             )
         )
 
-    async def commit(self, call: EmitCall) -> list[Answer]:
-        """Journal the call in one transaction, publish it, and answer its batches in their order.
+    def commit(self, call: EmitCall) -> None:
+        """Journal the call in one transaction and publish it; see `EmitCall` for how it is answered.
 
-        Raises OutcomeUnknown when the journal could not confirm the commit, DiskFull or JournalFull when it has no
-        room; nothing is published then.
-        Cancelling it stops the waiting, not the commit.
+        Its `error` is OutcomeUnknown when the journal could not confirm the commit, DiskFull or JournalFull when it has
+        no room; nothing is published then.
         """
         if call.entries:
             self.journal.submit(call)
-            await call.resolved
-        return [answer for answer in call.answers if answer is not None]
+        else:
+            call.resolved()
 
     async def delete_user(self, user_id: int) -> DeletedUser:
         """Delete everything of a user and end its streams for good. Raises what an emit raises.
@@ -332,10 +338,11 @@ class Hub:
             pending = call.pending[index]
             call.answers[pending.index] = self._answer(call.entries[index], pending, outcome)
         except Exception:
-            call.fail(InternalError())
+            if call.error is None:
+                call.fail(InternalError())
             raise
-        if is_last and not call.resolved.done():
-            call.resolved.set_result(None)
+        if is_last and call.error is None:
+            call.resolved()
 
     def _answer(self, entry: Entry, pending: _Pending, outcome: Outcome) -> Answer:
         """Publish the head, write to its connections, and say so."""

@@ -1,22 +1,27 @@
 """POST /internal/emit: a batch, or many, from the order service to the hub.
 
-`emit` is the whole route as one function from a request to an answer; the handler around it only moves bytes.
+`emit` is the whole route as one function from a request to an answer, `Reception` the way of its body there; what an
+HTTP front puts around them only moves bytes.
 A batch that cannot be read is an answer of its own, never a reason to lose its neighbours.
 """
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 from tornado.iostream import StreamClosedError
 
+from core.aggregation import Aggregation
 from core.errors import (
     BodyTooLarge,
     FieldProblem,
+    InternalError,
     InvalidBatch,
     InvalidIdempotencyKey,
     MalformedBody,
@@ -37,7 +42,7 @@ from core.models import (
     UserId,
     problem_of,
 )
-from handlers.base import BaseHandler, Services
+from handlers.base import BaseHandler
 
 MAX_BATCH_BYTES = 2**20
 MAX_NDJSON_BYTES = 8 * 2**20
@@ -47,9 +52,15 @@ MAX_BATCHES = 10_000
 MAX_UNREAD_BYTES = 64 * 2**20
 """How much of a body that is too large is read and thrown away, so that its sender sees the answer that says so."""
 
-LAZY_BYTES = 64 * 1024
-"""From this size on the results of a batch are decoded one by one while they are counted, with pauses: decoding
-1 MiB at once would hold the loop for 9 ms."""
+SHORT_BYTES = 64 * 1024
+"""What is shorter, a call or a batch of it, is read at once: that takes a millisecond. Decoding 1 MiB would hold
+the loop for 9 ms."""
+
+COUNT_PORTION = 256
+"""Results of a large batch counted between two looks at the clock: about 0.2 ms."""
+
+ANSWERS_AT_ONCE = 500
+"""Answers of a call encoded without a pause: about a millisecond."""
 
 CALLER = "local"
 """Whose idempotency keys these are, as long as the internal listener does not ask who calls."""
@@ -101,6 +112,7 @@ def _codec(decoder: type[msgspec.json.Decoder] | type[msgspec.msgpack.Decoder]) 
 
 
 _CODECS = {_JSON: _codec(msgspec.json.Decoder), _MSGPACK: _codec(msgspec.msgpack.Decoder)}
+_CODECS[_NDJSON] = _CODECS[_JSON]
 
 
 class EmitRequest(Struct, frozen=True):
@@ -130,58 +142,127 @@ class EmitResponse(Struct, frozen=True):
     body: bytes
 
 
+Respond = Callable[[EmitResponse | TallywireError], None]
+
+
 def max_body_bytes(content_type: str) -> int:
     """How large a body of this type may be. Raises UnsupportedMediaType."""
     return MAX_NDJSON_BYTES if _media_type(content_type) == _NDJSON else MAX_BATCH_BYTES
 
 
-async def emit(hub: Hub, request: EmitRequest) -> EmitResponse:
-    """Count, journal and publish what the request carries, and answer.
+def emit(hub: Hub, request: EmitRequest, respond: Respond) -> None:
+    """Count, journal and publish what the request carries; `respond` is called once with the answer.
 
-    Raises the error of a single batch that was refused; of many, each answer says its own. Raises MalformedBody,
-    UnsupportedMediaType, TooManyBatches and OutcomeUnknown for the call as a whole.
+    It gets the error of a single batch that was refused; of many, each answer says its own. It gets MalformedBody,
+    UnsupportedMediaType, TooManyBatches, Unavailable and InternalError for the call as a whole.
+
+    A body below SHORT_BYTES is read in this step of the loop, a longer one in slices with pauses between them. That
+    spares most emits a task, and gives up at most a millisecond of the loop.
     """
-    media_type = _media_type(request.content_type)
-    if media_type == _NDJSON:
-        answers = await _emit_many(hub, _lines(request.body), _CODECS[_JSON], request)
-        return EmitResponse(_NDJSON, b"".join(answer + b"\n" for answer in answers))
-    codec = _CODECS[media_type]
-    if _is_many(request.body, media_type):
-        answers = await _emit_many(hub, _items(request.body, codec), codec, request)
-        return EmitResponse(_JSON, b"[" + b",".join(answers) + b"]")
-    return EmitResponse(_JSON, await _emit_one(hub, codec, request))
+    try:
+        call = _Call(hub, request, respond)
+        if len(request.body) < SHORT_BYTES:
+            call.read()
+            hub.commit(call)
+        else:
+            call.go_on(call.read_in_slices())
+    except TallywireError as refusal:
+        respond(refusal)
 
 
-async def _emit_one(hub: Hub, codec: _Codec, request: EmitRequest) -> bytes:
-    call = EmitCall(CALLER)
-    label = await _add(hub, call, request.body, codec, request.idempotency_key)
-    answers = await hub.commit(call)
-    _log_call(answers, [label], request.request_id)
-    answer = answers[0]
-    if isinstance(answer, TallywireError):
-        raise answer
-    return _encode(answer)
+class _Call(EmitCall):
+    """One request on its way through the hub: its batches, whose they are, and to whom the answer goes."""
 
+    __slots__ = ("_codec", "_hub", "_is_many", "_labels", "_media_type", "_request", "_respond", "_task")
 
-async def _emit_many(hub: Hub, items: Iterable[bytes | Raw], codec: _Codec, request: EmitRequest) -> list[bytes]:
-    if request.idempotency_key is not None:
-        raise InvalidIdempotencyKey(
-            "The header names one batch; with many, each batch carries its own idempotency_key", "Idempotency-Key"
-        )
-    call = EmitCall(CALLER)
-    labels: list[_Label] = []
-    for item in items:
-        if len(labels) == MAX_BATCHES:
-            raise TooManyBatches(MAX_BATCHES)
-        labels.append(await _add(hub, call, item, codec))
-        await hub.slices.breathe()
-    answers = await hub.commit(call)
-    _log_call(answers, labels, request.request_id)
-    encoded = []
-    for answer, label in zip(answers, labels, strict=True):
-        encoded.append(_encode(_wire_answer(answer, label, request.request_id)))
-        await hub.slices.breathe()
-    return encoded
+    def __init__(self, hub: Hub, request: EmitRequest, respond: Respond) -> None:
+        super().__init__(CALLER, self._answer)
+        self._hub = hub
+        self._request = request
+        self._respond = respond
+        self._media_type = _media_type(request.content_type)
+        self._codec = _CODECS[self._media_type]
+        self._is_many = self._media_type == _NDJSON or _is_many(request.body, self._media_type)
+        self._labels: list[_Label] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def go_on(self, work: Coroutine[None, None, None]) -> None:
+        """Go on in slices. Whatever goes wrong is answered."""
+
+        async def answered() -> None:
+            try:
+                await work
+            except TallywireError as refusal:
+                self._respond(refusal)
+            except Exception:
+                _log.exception("Emit failed", extra={"request_id": self._request.request_id})
+                self._respond(InternalError())
+
+        self._task = asyncio.get_running_loop().create_task(answered())
+
+    def read(self) -> None:
+        """Take in every batch. Raises what refuses the whole call."""
+        for item in self._items():
+            self._labels.append(_add(self._hub, self, item, self._codec, self._request.idempotency_key))
+
+    async def read_in_slices(self) -> None:
+        """The same with pauses; then the commit."""
+        breathe = self._hub.slices.breathe
+        for item in self._items():
+            if len(memoryview(item)) < SHORT_BYTES:
+                self._labels.append(_add(self._hub, self, item, self._codec, self._request.idempotency_key))
+            else:
+                label = await _add_in_slices(self._hub, self, item, self._codec, self._request.idempotency_key)
+                self._labels.append(label)
+            await breathe()
+        self._hub.commit(self)
+
+    def _items(self) -> Iterator[bytes | Raw]:
+        request = self._request
+        if not self._is_many:
+            yield request.body
+            return
+        if request.idempotency_key is not None:
+            raise InvalidIdempotencyKey(
+                "The header names one batch; with many, each batch carries its own idempotency_key", "Idempotency-Key"
+            )
+        lines = self._media_type == _NDJSON
+        items: Iterable[bytes | Raw] = _lines(request.body) if lines else _items(request.body, self._codec)
+        for index, item in enumerate(items):
+            if index == MAX_BATCHES:
+                raise TooManyBatches(MAX_BATCHES)
+            yield item
+
+    def _answer(self) -> None:
+        """Called by the hub; see `EmitCall`."""
+        if self.error is not None:
+            self._respond(self.error)
+            return
+        _log_call(self.answers, self._labels, self._request.request_id)
+        if self._is_many:
+            if len(self.answers) > ANSWERS_AT_ONCE:
+                self.go_on(self._answer_in_slices())
+            else:
+                self._respond_with([self._encoded(*each) for each in zip(self.answers, self._labels, strict=True)])
+            return
+        (answer,) = self.answers
+        self._respond(answer if isinstance(answer, TallywireError) else EmitResponse(_JSON, _encode(answer)))
+
+    async def _answer_in_slices(self) -> None:
+        encoded = []
+        for each in zip(self.answers, self._labels, strict=True):
+            encoded.append(self._encoded(*each))
+            await self._hub.slices.breathe()
+        self._respond_with(encoded)
+
+    def _encoded(self, answer: Answer, label: _Label) -> bytes:
+        return _encode(_wire_answer(answer, label, self._request.request_id))
+
+    def _respond_with(self, answers: list[bytes]) -> None:
+        if self._media_type == _NDJSON:
+            self._respond(EmitResponse(_NDJSON, b"".join(answer + b"\n" for answer in answers)))
+        else:
+            self._respond(EmitResponse(_JSON, b"[" + b",".join(answers) + b"]"))
 
 
 def _media_type(content_type: str) -> str:
@@ -218,13 +299,7 @@ def _items(body: bytes, codec: _Codec) -> list[Raw]:
     return _decoded(codec.many, body)
 
 
-async def _add(
-    hub: Hub,
-    call: EmitCall,
-    encoded: bytes | Raw,
-    codec: _Codec,
-    header_key: str | None = None,
-) -> _Label:
+def _add(hub: Hub, call: EmitCall, encoded: bytes | Raw, codec: _Codec, header_key: str | None) -> _Label:
     """Put one batch into the call, or the answer why not; answers whose it is."""
     try:
         batch, results = _read_batch(encoded, codec)
@@ -232,7 +307,27 @@ async def _add(
     except TallywireError as refusal:
         call.answers.append(refusal)
         return _UNREADABLE
-    await hub.emit_order_batch_update(batch.user_id, batch.strategy_id, results, call=call, idempotency_key=key)
+    hub.emit_order_batch_update(batch.user_id, batch.strategy_id, results, call=call, idempotency_key=key)
+    return _Label(batch.user_id, batch.strategy_id, key)
+
+
+async def _add_in_slices(
+    hub: Hub, call: EmitCall, encoded: bytes | Raw, codec: _Codec, header_key: str | None
+) -> _Label:
+    """The same for a large batch: its results are decoded one by one while they are counted, with pauses."""
+    try:
+        batch, results = _read_lazily(encoded, codec)
+        key = _one_key(batch.idempotency_key, header_key)
+    except TallywireError as refusal:
+        call.answers.append(refusal)
+        return _UNREADABLE
+    counted = Aggregation()
+    # Without a strategy nothing is counted, whatever the results are.
+    rest = iter(results if batch.strategy_id else ())
+    while portion := list(islice(rest, COUNT_PORTION)):
+        counted.add(portion)
+        await hub.slices.breathe()
+    hub.emit_order_batch_update(batch.user_id, batch.strategy_id, counted, call=call, idempotency_key=key)
     return _Label(batch.user_id, batch.strategy_id, key)
 
 
@@ -243,6 +338,28 @@ def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
 
 
 def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult | FieldProblem]]:
+    _check_bytes(encoded, codec)
+    try:
+        batch = codec.batch(encoded)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # Read again result by result: one that cannot be read must not take its neighbours with it.
+        return _lazily(encoded, codec)
+    _check_count(batch)
+    return batch, batch.batch_results
+
+
+def _read_lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult | FieldProblem]]:
+    _check_bytes(encoded, codec)
+    return _lazily(encoded, codec)
+
+
+def _lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult | FieldProblem]]:
+    lazy = _decoded(codec.lazy_batch, encoded)
+    _check_count(lazy)
+    return lazy, _each_result(lazy.batch_results, codec)
+
+
+def _check_bytes(encoded: bytes | Raw, codec: _Codec) -> None:
     size_bytes = len(memoryview(encoded))
     if not size_bytes:
         raise MalformedBody("The body is empty.")
@@ -250,18 +367,6 @@ def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch
         raise BodyTooLarge(MAX_BATCH_BYTES, "The batch")
     if isinstance(encoded, bytes) and not encoded.isascii() and codec is _CODECS[_JSON]:
         _check_utf8(encoded)
-    if size_bytes < LAZY_BYTES:
-        try:
-            batch = codec.batch(encoded)
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            # Read again result by result: one that cannot be read must not take its neighbours with it.
-            pass
-        else:
-            _check_count(batch)
-            return batch, batch.batch_results
-    lazy = _decoded(codec.lazy_batch, encoded)
-    _check_count(lazy)
-    return lazy, _each_result(lazy.batch_results, codec)
 
 
 def _check_count(batch: Batch | _LazyBatch) -> None:
@@ -351,29 +456,30 @@ def _log_fields(labels: Sequence[_Label], first: Answer | None, request_id: str)
     }
 
 
-class EmitHandler(BaseHandler):
-    """Receives the body within its limits, calls `emit`, writes the answer."""
+class Reception:
+    """The body of one emit on its way in, within its limits, and then its answer: what each HTTP front feeds.
 
-    max_unread_bytes = MAX_UNREAD_BYTES
+    A body that is refused is still read, and thrown away, so that its sender sees the answer that says so. A shutdown
+    waits for it until `release`.
+    """
 
-    def initialize(self, services: Services) -> None:
-        super().initialize(services)
+    __slots__ = ("_hub", "_intake", "_limit_bytes", "_pieces", "_refusal", "content_type")
+
+    def __init__(self, hub: Hub, content_type: str) -> None:
+        self._hub = hub
+        self.content_type = content_type
         self._intake: Intake | None = None
         self._refusal: TallywireError | None = None
+        self._limit_bytes = 0
         self._pieces: list[bytes] = []
-
-    def prepare(self) -> None:
-        super().prepare()
-        if self.request.method != "POST":
-            return
-        # Refused only when the body has been read: see MAX_UNREAD_BYTES.
         try:
-            self._intake = self.services.hub.begin_intake()
-            self._limit_bytes = max_body_bytes(self.request.headers.get("Content-Type", ""))
+            self._intake = hub.begin_intake()
+            self._limit_bytes = max_body_bytes(content_type)
         except TallywireError as refusal:
             self._refusal = refusal
 
-    def data_received(self, chunk: bytes) -> None:
+    def receive(self, chunk: bytes) -> None:
+        """Some more of the body."""
         if self._intake is None or self._refusal is not None:
             return
         try:
@@ -386,20 +492,39 @@ class EmitHandler(BaseHandler):
         else:
             self._pieces.append(chunk)
 
+    def emit(self, idempotency_key: str | None, request_id: str, respond: Respond) -> None:
+        """The body is complete: see `emit`."""
+        if self._refusal is not None:
+            respond(self._refusal)
+            return
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        emit(self._hub, EmitRequest(self.content_type, body, idempotency_key, request_id), respond)
+
+    def release(self) -> None:
+        """The answer has been written, or nobody waits for it; harmless the second time."""
+        if self._intake is not None:
+            self._intake.release()
+
+
+class EmitHandler(BaseHandler):
+    """Receives the body, calls `emit`, writes the answer."""
+
+    max_unread_bytes = MAX_UNREAD_BYTES
+    _reception: Reception | None = None
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.request.method == "POST":
+            self._reception = Reception(self.services.hub, self.request.headers.get("Content-Type", ""))
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._reception is not None:
+            self._reception.receive(chunk)
+
     async def post(self) -> None:
         try:
-            if self._refusal is not None:
-                raise self._refusal
-            headers = self.request.headers
-            response = await emit(
-                self.services.hub,
-                EmitRequest(
-                    headers.get("Content-Type", ""),
-                    b"".join(self._pieces),
-                    headers.get("Idempotency-Key"),
-                    self.request_id,
-                ),
-            )
+            response = await self._response()
             self.set_header("Content-Type", response.content_type)
             # A shutdown waits until the caller has the answer, not only until there is one.
             with suppress(StreamClosedError):
@@ -411,6 +536,23 @@ class EmitHandler(BaseHandler):
         super().on_connection_close()
         self._release()
 
+    async def _response(self) -> EmitResponse:
+        """Raises the TallywireError that is the answer."""
+        answered: asyncio.Future[EmitResponse] = asyncio.get_running_loop().create_future()
+
+        def respond(answer: EmitResponse | TallywireError) -> None:
+            if answered.done():
+                return
+            if isinstance(answer, TallywireError):
+                answered.set_exception(answer)
+            else:
+                answered.set_result(answer)
+
+        if self._reception is None:
+            raise AssertionError("prepare() makes one for each POST")
+        self._reception.emit(self.request.headers.get("Idempotency-Key"), self.request_id, respond)
+        return await answered
+
     def _release(self) -> None:
-        if self._intake is not None:
-            self._intake.release()
+        if self._reception is not None:
+            self._reception.release()

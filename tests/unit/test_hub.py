@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import Draining, InternalError, OutcomeUnknown
 from core.heartbeat import SLOTS
-from core.hub import EmitCall, Hub
+from core.hub import Hub
 from core.journal.base import Deliver, JournalFailed
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
 from core.statistics import HourlyNotices
@@ -180,12 +180,7 @@ def test_a_cancelled_caller_does_not_undo_its_commit() -> None:
     world = World()
     (client,) = crowd(world, 1)
 
-    async def call_it() -> None:
-        call = EmitCall("test")
-        await world.hub.emit_order_batch_update(7, 3, [result()], call=call)
-        await world.hub.commit(call)
-
-    task = world.loop.create_task(call_it())
+    task = world.emit((7, 3, [result()]))
     world.spin()
     task.cancel()
     world.commit()

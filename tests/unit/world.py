@@ -217,11 +217,16 @@ class World:
         """One call with these (user, strategy, results)."""
 
         async def call_it() -> list[Answer]:
-            call = EmitCall("test")
+            resolved = asyncio.Event()
+            call = EmitCall("test", resolved.set)
             for index, (user_id, strategy_id, results) in enumerate(batches):
                 key = keys[index] if index < len(keys) else None
-                await self.hub.emit_order_batch_update(user_id, strategy_id, results, call=call, idempotency_key=key)
-            return await self.hub.commit(call)
+                self.hub.emit_order_batch_update(user_id, strategy_id, results, call=call, idempotency_key=key)
+            self.hub.commit(call)
+            await resolved.wait()
+            if call.error is not None:
+                raise call.error
+            return call.answers
 
         return self.start(call_it())
 
