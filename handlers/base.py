@@ -1,10 +1,13 @@
 """What every route shares: the services, the request id, problem+json for whatever goes wrong, CORS."""
 
 import logging
+import random
 import re
-import secrets
 import sys
+import time
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from types import TracebackType
 
@@ -38,6 +41,14 @@ _LOOPBACK_ORIGIN = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1
 _encode = Encoder().encode
 _log = logging.getLogger("tallywire.http")
 
+Headers = tuple[tuple[str, str], ...]
+
+DEFAULT_HEADERS: Headers = (
+    ("Server", "tallywire"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
@@ -48,6 +59,18 @@ class Services(Struct, frozen=True):
     settings: Settings
     allows_loopback_origins: bool
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
+
+    def cors_headers(self, origin: str) -> Headers:
+        """The CORS headers of an answer to a page of `origin`, none where no other origin may read it."""
+        if not self.allows_loopback_origins:
+            return ()
+        if not _LOOPBACK_ORIGIN.fullmatch(origin):
+            return (("Vary", "Origin"),)
+        return (
+            ("Access-Control-Allow-Origin", origin),
+            ("Access-Control-Expose-Headers", "X-Request-Id"),
+            ("Vary", "Origin"),
+        )
 
 
 @stream_request_body
@@ -60,14 +83,12 @@ class BaseHandler(RequestHandler):
 
     def initialize(self, services: Services) -> None:
         self.services = services
-        given = self.request.headers.get("X-Request-Id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self.request_id = request_id(self.request.headers.get("X-Request-Id", ""))
         self.set_header("X-Request-Id", self.request_id)
 
     def set_default_headers(self) -> None:
-        self.set_header("Server", "tallywire")
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
+        for name, value in DEFAULT_HEADERS:
+            self.set_header(name, value)
 
     def prepare(self) -> None:
         """Decide how much body is read at all. Raises BodyTooLarge."""
@@ -88,18 +109,9 @@ class BaseHandler(RequestHandler):
         for name, value in self.cors_headers():
             self.set_header(name, value)
 
-    def cors_headers(self) -> tuple[tuple[str, str], ...]:
-        """The CORS headers of an answer to this request, none where no other origin may read it."""
-        if not self.services.allows_loopback_origins:
-            return ()
-        origin = self.request.headers.get("Origin", "")
-        if not _LOOPBACK_ORIGIN.fullmatch(origin):
-            return (("Vary", "Origin"),)
-        return (
-            ("Access-Control-Allow-Origin", origin),
-            ("Access-Control-Expose-Headers", "X-Request-Id"),
-            ("Vary", "Origin"),
-        )
+    def cors_headers(self) -> Headers:
+        """The CORS headers of an answer to this request."""
+        return self.services.cors_headers(self.request.headers.get("Origin", ""))
 
     def data_received(self, chunk: bytes) -> None:
         """Throw it away."""
@@ -146,11 +158,9 @@ class BaseHandler(RequestHandler):
         self.set_status(error.status, HTTPStatus(error.status).phrase)
         self.set_cors_headers()
         self.set_header("X-Request-Id", self.request_id)
-        if isinstance(error, MethodNotAllowed):
-            self.set_header("Allow", ", ".join(error.allowed))
-        if error.retry_after_seconds is not None:
-            self.set_header("Retry-After", str(error.retry_after_seconds))
-        self.write_json(problem_of(error, self.request_id), "application/problem+json")
+        for name, value in problem_headers(error):
+            self.set_header(name, value)
+        self.finish(problem_body(error, self.request_id))
 
     def log_exception(
         self,
@@ -168,18 +178,8 @@ class BaseHandler(RequestHandler):
         )
 
     def log_refusal(self, error: TallywireError) -> None:
-        """The line that the request id of a refusal leads to."""
-        _log.info(
-            "Request refused",
-            extra={
-                "request_id": self.request_id,
-                "method": self.request.method,
-                "path": self.request.path,
-                "status": error.status,
-                "code": error.code,
-                "detail": error.detail,
-            },
-        )
+        """See `log_refusal`."""
+        log_refusal(error, self.request_id, str(self.request.method), self.request.path)
 
     def allowed_methods(self) -> tuple[str, ...]:
         """The methods that this route takes."""
@@ -221,6 +221,51 @@ def log_request(handler: RequestHandler) -> None:
                 "seconds": round(handler.request.request_time(), 6),
             },
         )
+
+
+def http_date() -> str:
+    """Now, as the Date header says it."""
+    return _http_date(int(time.time()))
+
+
+@lru_cache(1)
+def _http_date(unix_seconds: int) -> str:
+    return formatdate(unix_seconds, usegmt=True)
+
+
+def request_id(given: str) -> str:
+    """The caller's own id of the request, or a new one where that is none. Ids are to be told apart, not secret."""
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
+def problem_headers(error: TallywireError) -> Headers:
+    """What goes with the problem+json of a refusal or a fault."""
+    headers = [("Content-Type", "application/problem+json")]
+    if isinstance(error, MethodNotAllowed):
+        headers.append(("Allow", ", ".join(error.allowed)))
+    if error.retry_after_seconds is not None:
+        headers.append(("Retry-After", str(error.retry_after_seconds)))
+    return tuple(headers)
+
+
+def problem_body(error: TallywireError, request_id: str) -> bytes:
+    """A refusal or a fault as RFC 9457 tells it."""
+    return _encode(problem_of(error, request_id))
+
+
+def log_refusal(error: TallywireError, request_id: str, method: str, path: str) -> None:
+    """The line that the request id of a refusal leads to."""
+    _log.info(
+        "Request refused",
+        extra={
+            "request_id": request_id,
+            "method": method,
+            "path": path,
+            "status": error.status,
+            "code": error.code,
+            "detail": error.detail,
+        },
+    )
 
 
 def identifier(name: str, value: str) -> int:

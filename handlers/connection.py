@@ -1,16 +1,19 @@
-"""One SSE socket that we own, taken over from Tornado once the request has been read.
+"""One SSE socket that we own, taken over from the HTTP front once the request has been read.
 
 Owning it costs a tenth of the memory of a kept handler, and `send` goes straight to the kernel. Read-ready means that
 the client left or sent something it should not: both end the stream.
 """
 
+import asyncio
 import errno
 import socket
 from contextlib import suppress
 
-from tornado.ioloop import IOLoop
+from tornado.httputil import HTTPConnection
 from tornado.iostream import IOStream
+from tornado.web import RequestHandler
 
+from core.errors import Busy
 from core.subscriber import CloseReason, ConnectionLost, StreamOptions, Subscriber
 
 
@@ -20,14 +23,11 @@ class Connection(Subscriber):
 
     __slots__ = ("_loop", "_socket")
 
-    def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket, loop: IOLoop) -> None:
+    def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket) -> None:
         super().__init__(user_id, options)
         self._socket = connected
-        # Tornado leaves Nagle's algorithm on after a request on a connection that is used again.
-        with suppress(OSError):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._loop = loop
-        loop.add_handler(connected, self._on_event, IOLoop.READ)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(connected, self._look)
 
     def transmit(self, data: bytes | memoryview) -> int:
         try:
@@ -38,10 +38,14 @@ class Connection(Subscriber):
             raise ConnectionLost(_reason(error)) from error
 
     def watch_writable(self, wanted: bool) -> None:
-        self._loop.update_handler(self._socket, IOLoop.READ | IOLoop.WRITE if wanted else IOLoop.READ)
+        if wanted:
+            self._loop.add_writer(self._socket, self.continue_sending)
+        else:
+            self._loop.remove_writer(self._socket)
 
     def release(self) -> None:
-        self._loop.remove_handler(self._socket)
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
         self._socket.close()
 
     def peer(self) -> str:
@@ -50,12 +54,6 @@ class Connection(Subscriber):
         except OSError:
             return ""
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
-
-    def _on_event(self, _socket: socket.socket, events: int) -> None:
-        if events & IOLoop.WRITE:
-            self.continue_sending()
-        if events & IOLoop.READ and self._socket.fileno() >= 0:
-            self._look()
 
     def _look(self) -> None:
         """Nothing may come from the client any more, so whatever is there ends the stream."""
@@ -69,14 +67,44 @@ class Connection(Subscriber):
         self.close("client_sent_data" if data else "client_closed")
 
 
-def nothing_behind_the_request(stream: IOStream) -> bool:
-    """Whether a stream that Tornado has let go of is still open and has no bytes waiting.
+class OwnedSocket(HTTPConnection):
+    """A request's connection of a front that owns its sockets."""
 
-    Bytes sent behind a GET sit in Tornado's buffer and would vanish with it: a client that does this is not reading
-    a stream.
+    def take_socket(self) -> socket.socket | None:
+        """See `take_socket`."""
+        raise NotImplementedError
+
+
+def take_socket(handler: RequestHandler) -> socket.socket | None:
+    """The socket of a handler's request, to be owned from now on; the handler no longer answers on it.
+
+    None when the client has left, or has sent bytes behind its request, which would vanish in the front's buffer: a
+    client that does this is not reading a stream. Raises Busy.
     """
+    connection = handler.request.connection
+    if isinstance(connection, OwnedSocket):
+        taken = connection.take_socket()
+        handler.detach()
+        return taken
+    stream: IOStream | None = connection.stream  # type: ignore[union-attr]  # HTTP1Connection
+    if stream is None or stream.closed():
+        return None
+    # Before letting go of the stream: without a descriptor left, the handler must still be able to answer.
+    try:
+        own = stream.socket.dup()
+    except OSError as error:
+        raise Busy("No descriptor is left for a further stream.") from error
+    # Tornado leaves Nagle's algorithm on after a request on a connection that is used again.
+    with suppress(OSError):
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    handler.detach()
     behind = stream.read_bytes(1, partial=True)
-    return not behind.done()  # type: ignore[attr-defined]  # a Future, declared as Awaitable
+    is_quiet = not behind.done()  # type: ignore[attr-defined]  # a Future, declared as Awaitable
+    stream.close()
+    if is_quiet:
+        return own
+    own.close()
+    return None
 
 
 def _reason(error: OSError) -> CloseReason:

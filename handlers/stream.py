@@ -1,22 +1,22 @@
 """GET /stream: from a request to an open connection.
 
-`read_stream_request` says what is asked for, `core.hub.Hub.open` answers; the handler hands the socket over.
+`read_stream_request` says what is asked for, `open_stream` opens it on the request's socket; what an HTTP front puts
+around them only hands the socket over.
 """
 
-from collections.abc import Sequence
-from email.utils import formatdate
+import socket
+from collections.abc import Callable, Sequence
 from typing import get_args
 from urllib.parse import parse_qs
 
 from msgspec import Struct
-from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream
 
-from core.errors import Busy, InvalidQuery, Unavailable
+from core.errors import InvalidQuery, Unavailable
+from core.hub import Hub
 from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
-from handlers.base import BaseHandler, identifier
-from handlers.connection import Connection, nothing_behind_the_request
+from handlers.base import BaseHandler, Headers, http_date, identifier
+from handlers.connection import Connection, take_socket
 
 MAX_STRATEGIES = 64
 """Strategies that one stream may name."""
@@ -89,8 +89,45 @@ def _strategies(values: list[str]) -> tuple[int, ...] | None:
     return tuple(sorted({identifier("strategy_id", value) for value in values}))
 
 
+async def open_stream(
+    hub: Hub, request: StreamRequest, head: bytes, take_socket: Callable[[], socket.socket | None]
+) -> None:
+    """Open the stream on the socket that `take_socket` gives, after `head`; None: the client has left meanwhile.
+
+    Raises Busy and Draining as long as the socket has not been taken.
+    """
+    async with hub.holding(request.user_id) as user:
+        taken = take_socket()
+        if taken is not None:
+            connection = Connection(request.user_id, request.options, taken)
+            connection.prologue = head
+            await hub.open(connection, user, request.strategies, request.last_event_id)
+
+
+def stream_head(options: StreamOptions, request_id: str, cors_headers: Headers) -> bytes:
+    """Status line and headers of a stream: the front no longer writes on its connection, so we do."""
+    headers = (
+        *STREAM_HEADERS,
+        ("Server", "tallywire"),
+        ("Date", http_date()),
+        ("X-Request-Id", request_id),
+        *cors_headers,
+        ("Transfer-Encoding", "chunked") if options.chunked else ("Connection", "close"),
+    )
+    return b"HTTP/1.1 200 OK\r\n" + "".join([f"{n}: {v}\r\n" for n, v in headers]).encode("latin-1") + b"\r\n"
+
+
+def accepts_event_stream(accept: str) -> bool:
+    """Whether a client with this Accept header reads a stream, so that a refusal for load can be told within one.
+
+    A native EventSource gives up for good on any status but 200.
+    """
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return bool(ranges & {"", "*/*", "text/*", "text/event-stream"})
+
+
 class StreamHandler(BaseHandler):
-    """Reads the request, takes the socket over and lets the hub open the stream on it."""
+    """Reads the request and lets the stream be opened on its socket."""
 
     async def get(self) -> None:
         request = read_stream_request(
@@ -99,8 +136,9 @@ class StreamHandler(BaseHandler):
             self.services.settings.shape,
             chunked=self.request.version == "HTTP/1.1",
         )
+        head = stream_head(request.options, self.request_id, self.cors_headers())
         try:
-            await self._open(request)
+            await open_stream(self.services.hub, request, head, self._take_socket)
         except Unavailable as refusal:
             self._refuse_for_load(request.options, refusal)
 
@@ -113,56 +151,17 @@ class StreamHandler(BaseHandler):
             self.set_header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, X-Request-Id")
             self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
 
-    async def _open(self, request: StreamRequest) -> None:
-        async with self.services.hub.holding(request.user_id) as user:
-            connection = self._take_over(request)
-            if connection is not None:
-                connection.prologue = self._response_head(request.options)
-                await self.services.hub.open(connection, user, request.strategies, request.last_event_id)
-
-    def _take_over(self, request: StreamRequest) -> Connection | None:
-        """The connection of this request, None when the client has left meanwhile. Raises Busy."""
-        stream: IOStream | None = self.request.connection.stream  # type: ignore[union-attr]  # HTTP1Connection
-        if stream is None or stream.closed():
-            return None
-        # Before letting go of the stream: without a descriptor left, this handler must still be able to answer.
-        try:
-            own = stream.socket.dup()
-        except OSError as error:
-            raise Busy("No descriptor is left for a further stream.") from error
-        self.detach()
+    def _take_socket(self) -> socket.socket | None:
+        taken = take_socket(self)
         # finish() would break this cycle. With it each handler, its request and its stream would stay, some 10 KiB,
         # until the collector runs.
         del self.ui
-        is_quiet = nothing_behind_the_request(stream)
-        stream.close()
-        if not is_quiet:
-            own.close()
-            return None
-        return Connection(request.user_id, request.options, own, IOLoop.current())
-
-    def _response_head(self, options: StreamOptions) -> bytes:
-        """Status line and headers. Tornado no longer writes on this connection, so we do."""
-        headers = (
-            *STREAM_HEADERS,
-            ("Server", "tallywire"),
-            ("Date", formatdate(usegmt=True)),
-            ("X-Request-Id", self.request_id),
-            *self.cors_headers(),
-            ("Transfer-Encoding", "chunked") if options.chunked else ("Connection", "close"),
-        )
-        return b"HTTP/1.1 200 OK\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers).encode("latin-1") + b"\r\n"
+        return taken
 
     def _refuse_for_load(self, options: StreamOptions, refusal: Unavailable) -> None:
-        """A native EventSource gives up for good on any status but 200, so it is told to come back within one."""
-        if not _accepts_event_stream(self.request.headers.get("Accept", "")):
+        if not accepts_event_stream(self.request.headers.get("Accept", "")):
             raise refusal
         self.log_refusal(refusal)
         for name, value in STREAM_HEADERS:
             self.set_header(name, value)
         self.finish(self.services.hub.closing_block("busy", options))
-
-
-def _accepts_event_stream(accept: str) -> bool:
-    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return bool(ranges & {"", "*/*", "text/*", "text/event-stream"})
