@@ -20,7 +20,9 @@ from pathlib import Path
 import click
 from msgspec import Struct
 from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from core import settings as known_settings
 from core.cli import tallywire
@@ -32,8 +34,10 @@ from core.journal.sqlite.driver import SqliteJournal
 from core.logs import start_logging
 from core.settings import Settings, SettingsError
 from core.statistics import HourlyNotices
-from handlers import routes
+from handlers import dispatch, routes
 from handlers.base import Services
+from handlers.dispatch import HotRoutes
+from handlers.front import Front, FrontLimits
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: a crowd that reconnects is not turned away."""
@@ -44,8 +48,11 @@ RESERVED_DESCRIPTORS = 128
 """For everything that is no stream: listeners, emits, health checks, the log, requests that are being refused."""
 
 MAX_HEADER_BYTES = 16 * 1024
+HEADER_SECONDS = 10
+"""For the head of a request, once it has begun. Tornado's server has one time for this and for idling."""
+
 PUBLIC_IDLE_SECONDS = 10
-"""For a request's headers to arrive, and between two requests: a browser's stream needs one request."""
+"""Until a request comes, and between two: a browser's stream needs one request."""
 
 INTERNAL_IDLE_SECONDS = 75
 """The same for order services, which keep connections open between emits; longer than most clients' own limit."""
@@ -197,27 +204,35 @@ def bind(settings: Settings) -> Listeners:
     return Listeners(public, _bind("internal", settings.internal_listen, settings))
 
 
-def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HTTPServer]:
+def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HTTPServer | Front]:
     """Accept on both listeners."""
     is_local = Address.parse(settings.public_listen).is_loopback
-    public = HTTPServer(
-        routes.public(Services(hub, settings, allows_loopback_origins=is_local)),
-        max_header_size=MAX_HEADER_BYTES,
-        idle_connection_timeout=PUBLIC_IDLE_SECONDS,
-        body_timeout=BODY_SECONDS,
-    )
-    internal = HTTPServer(
-        routes.internal(Services(hub, settings, allows_loopback_origins=False)),
-        max_header_size=MAX_HEADER_BYTES,
-        idle_connection_timeout=INTERNAL_IDLE_SECONDS,
-        body_timeout=BODY_SECONDS,
-    )
-    public.add_sockets(listeners.public)
-    internal.add_sockets(listeners.internal)
-    return [public, internal]
+    public = Services(hub, settings, allows_loopback_origins=is_local)
+    internal = Services(hub, settings, allows_loopback_origins=False)
+    servers = [
+        _server(settings, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS),
+        _server(settings, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS),
+    ]
+    servers[0].add_sockets(listeners.public)
+    servers[1].add_sockets(listeners.internal)
+    return servers
 
 
-async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer]) -> None:
+def _server(settings: Settings, application: Application, hot: HotRoutes, idle_seconds: float) -> HTTPServer | Front:
+    """The HTTP front that the settings ask for; without sockets yet."""
+    if settings.http == "tornado":
+        return HTTPServer(
+            application,
+            max_header_size=MAX_HEADER_BYTES,
+            idle_connection_timeout=idle_seconds,
+            body_timeout=BODY_SECONDS,
+        )
+    limits = FrontLimits(MAX_HEADER_BYTES, HEADER_SECONDS, idle_seconds, BODY_SECONDS)
+    loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
+    return Front(dispatch.dispatcher(application, hot), limits, loop)
+
+
+async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer | Front]) -> None:
     """Finish what is in flight, tell every stream, and go; cut what is left after `drain_seconds`."""
     await hub.drain(settings.drain_seconds)
     await _close(hub.journal)

@@ -4,11 +4,13 @@ The tree::
 
     TallywireError
     ├── Refused                        the caller's mistake: 4xx, do not repeat unchanged
+    │   ├── MalformedRequest           400 malformed_request
     │   ├── MalformedBody              400 malformed_body
     │   ├── RouteNotFound              404 not_found
     │   ├── MethodNotAllowed           405 method_not_allowed
     │   ├── BodyTooLarge               413 body_too_large
     │   ├── UnsupportedMediaType       415 unsupported_media_type
+    │   ├── HeadTooLarge               431 head_too_large
     │   ├── InvalidBatch               422 invalid_batch
     │   ├── InvalidResults             422 invalid_results
     │   ├── StrategyIdMissing          422 strategy_id_missing
@@ -71,6 +73,17 @@ class Unavailable(TallywireError):
     retry_after_seconds = 1
 
 
+class MalformedRequest(Refused):
+    """It is not HTTP as RFC 9112 writes it; what follows on the connection is not looked at."""
+
+    code = "malformed_request"
+    status = 400
+    title = "The request cannot be read"
+
+    def __init__(self, reason: str = "it is not HTTP/1.1") -> None:
+        super().__init__(f"The request cannot be read: {reason}.")
+
+
 class MalformedBody(Refused):
     """The body cannot be read as what its Content-Type says."""
 
@@ -118,6 +131,16 @@ class UnsupportedMediaType(Refused):
     def __init__(self, content_type: str, known: tuple[str, ...]) -> None:
         given = f"{content_type!r}" if content_type else "none"
         super().__init__(f"Content-Type is {given}; it must be one of {', '.join(known)}.")
+
+
+class HeadTooLarge(Refused):
+    code = "head_too_large"
+    status = 431
+    title = "The head of the request is too large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"Request line and headers are larger than {limit_bytes} bytes.")
+        self.limit_bytes = limit_bytes
 
 
 class InvalidBatch(Refused):
@@ -271,11 +294,13 @@ class InternalError(TallywireError):
 
 
 ERRORS: tuple[type[TallywireError], ...] = (
+    MalformedRequest,
     MalformedBody,
     RouteNotFound,
     MethodNotAllowed,
     BodyTooLarge,
     UnsupportedMediaType,
+    HeadTooLarge,
     InvalidBatch,
     InvalidResults,
     StrategyIdMissing,

@@ -233,6 +233,20 @@ def _http_date(unix_seconds: int) -> str:
     return formatdate(unix_seconds, usegmt=True)
 
 
+def answer_bytes(status: int, headers: Headers, request_id: str, body: bytes) -> bytes:
+    """A whole answer as it goes on the wire, with the headers that every answer has and these."""
+    own = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    usual = _usual_headers(status, int(time.time()))
+    head = f"{usual}{own}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode("latin-1") + body
+
+
+@lru_cache(16)
+def _usual_headers(status: int, unix_seconds: int) -> str:
+    headers = (("Date", _http_date(unix_seconds)), *DEFAULT_HEADERS)
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers)
+
+
 def request_id(given: str) -> str:
     """The caller's own id of the request, or a new one where that is none. Ids are to be told apart, not secret."""
     return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"

@@ -93,7 +93,7 @@ async def test_what_is_not_there_is_a_problem_with_any_method(
         ("/healthz/live", "POST", "GET, HEAD"),
         ("/internal/users/7", "GET", "DELETE"),
         ("/internal/statistics/hourly", "POST", "GET"),
-        ("/internal/emit", "BREW", "POST"),
+        ("/internal/emit", "PROPFIND", "POST"),
     ],
 )
 async def test_a_method_that_a_route_does_not_take_is_told_which_it_takes(

@@ -14,6 +14,7 @@ from core.errors import (
     DiskFull,
     Draining,
     FieldProblem,
+    HeadTooLarge,
     IdempotencyConflict,
     InternalError,
     InvalidBatch,
@@ -22,6 +23,7 @@ from core.errors import (
     InvalidResults,
     JournalFull,
     MalformedBody,
+    MalformedRequest,
     MethodNotAllowed,
     OutcomeUnknown,
     Refused,
@@ -41,11 +43,13 @@ _DRAWN = re.compile(
 )
 
 SAMPLES: tuple[TallywireError, ...] = (
+    MalformedRequest("Invalid header token"),
     MalformedBody("Not JSON."),
     RouteNotFound("/nowhere"),
     MethodNotAllowed("PUT", "/stream", ("GET", "HEAD")),
     BodyTooLarge(1048576),
     UnsupportedMediaType("text/plain", ("application/json",)),
+    HeadTooLarge(16384),
     InvalidBatch("$.user_id", "Expected `int`"),
     InvalidResults((FieldProblem("$.batch_results[0].order_type", "expected an order type"),)),
     StrategyIdMissing(),

@@ -23,6 +23,7 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "keep_hours": (13, "13"),
     "keep_bytes": (2**21, "2097152"),
     "idempotency_hours": (14, "14"),
+    "http": ("lean", "lean"),
     "drain_seconds": (15, "15"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
@@ -201,6 +202,7 @@ def test_settings_with_choices_and_lists_are_known_as_such() -> None:
         "insecure": ("public", "internal"),
         "durability": ("power", "process", "none"),
         "shape": ("envelope", "flat"),
+        "http": ("tornado", "lean"),
         "log_level": ("debug", "info", "warning", "error"),
         "log_format": ("auto", "text", "json"),
     }

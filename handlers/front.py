@@ -1,0 +1,534 @@
+"""The lean front: HTTP/1.1 and 1.0 on sockets that we own, parsed by llhttp (`httptools`), on Tornado's loop.
+
+It owns what lies between a socket and a request: accepting, parsing, the order of pipelined answers, limits of size and
+time, and the end. Who answers is not its business: `Dispatch` says (`handlers.dispatch`).
+
+What it gains: an emit costs a third of what it costs through Tornado's server, a connect half (docs/performance.md).
+What it gives up: a bare LF does not end a line, and messages are held to RFC 9112 to the letter.
+"""
+
+import asyncio
+import errno
+import logging
+import math
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from msgspec import Struct
+
+from core.errors import HeadTooLarge, MalformedRequest, TallywireError
+from handlers.base import answer_bytes, log_refusal, problem_body, problem_headers, request_id
+
+READ_BYTES = 64 * 1024
+
+ACCEPT_SECONDS = 0.002
+"""How long a crowd of newcomers may hold the loop before others get their turn."""
+
+ACCEPT_PAUSE_SECONDS = 0.1
+"""Without a descriptor left, accepting again at once would only spin."""
+
+SWEEP_SECONDS = 0.5
+"""How often deadlines are looked at. One timer for all: none a connection, let alone a request."""
+
+WRITE_SECONDS = 30
+"""For a client to read some of its answer."""
+
+LINGER_SECONDS = 2
+LINGER_BYTES = 2**20
+"""What a client goes on sending after an answer that ends the connection is thrown away, so much and so long: an early
+close would reset the connection, and the answer would be lost with it."""
+
+_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_log = logging.getLogger("tallywire.http")
+
+
+class FrontLimits(Struct, frozen=True):
+    """Bytes of a request's head; seconds for a head once it has begun, between two requests, and for a body."""
+
+    header_bytes: int
+    header_seconds: float
+    idle_seconds: float
+    body_seconds: float
+
+
+class Request:
+    """One request as far as it has arrived. Names of headers are in lower case, values of one name joined by commas."""
+
+    __slots__ = ("head_bytes", "headers", "is_complete", "keeps_alive", "method", "pieces", "target", "version")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.version = ""
+        """`1.1` or `1.0`."""
+        self.headers: dict[bytes, bytes] = {}
+        self.head_bytes = 0
+        """Of its target and headers."""
+        self.pieces: list[bytes] = []
+        """Of its body, not yet passed on."""
+        self.is_complete = False
+        self.keeps_alive = False
+        """As llhttp sees it; see `closes`."""
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header, None without it."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def closes(self) -> bool:
+        """The connection ends behind the answer."""
+        if self.version == "1.1":
+            return not self.keeps_alive
+        # RFC 9112, section 9.3; a body without a length would end with the connection.
+        has_length = not {b"content-length", b"transfer-encoding"}.isdisjoint(self.headers)
+        return not (self.keeps_alive and (has_length or self.method in (b"GET", b"HEAD")))
+
+
+class Responder(Protocol):
+    """Answers one request: its body goes in, the answer is written to the connection."""
+
+    def data_received(self, chunk: bytes) -> None:
+        """Some of the body."""
+
+    def finish(self) -> None:
+        """The request is complete."""
+
+    def on_connection_close(self) -> None:
+        """The connection has ended before the answer was complete."""
+
+
+class Front:
+    """A server, used like Tornado's HTTPServer. `dispatch` says who answers a request whose head has arrived."""
+
+    def __init__(self, dispatch: "Dispatch", limits: FrontLimits, loop: asyncio.AbstractEventLoop) -> None:
+        self.dispatch = dispatch
+        self.limits = limits
+        self.loop = loop
+        self.connections: set[FrontConnection] = set()
+        self._listeners: list[socket.socket] = []
+        self._sweep = self.loop.call_later(SWEEP_SECONDS, self._look_at_deadlines)
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept on these listening sockets."""
+        for listener in sockets:
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            self.loop.add_reader(listener, self._accept, listener)
+
+    def stop(self) -> None:
+        """Accept no more."""
+        for listener in self._listeners:
+            self.loop.remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
+
+    async def close_all_connections(self) -> None:
+        """End every connection that is still the front's."""
+        self._sweep.cancel()
+        for connection in list(self.connections):
+            connection.end()
+
+    def _accept(self, listener: socket.socket) -> None:
+        until = self.loop.time() + ACCEPT_SECONDS
+        while self.loop.time() < until:
+            try:
+                accepted, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._pause_accepting(listener, error)
+                    return
+                # The client has given up meanwhile.
+                continue
+            FrontConnection(self, accepted)
+
+    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
+        _log.warning("Not accepting", extra={"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS})
+        self.loop.remove_reader(listener)
+        self.loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again, listener)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self.loop.add_reader(listener, self._accept, listener)
+
+    def _look_at_deadlines(self) -> None:
+        self._sweep = self.loop.call_later(SWEEP_SECONDS, self._look_at_deadlines)
+        now = self.loop.time()
+        for connection in [connection for connection in self.connections if connection.deadline < now]:
+            connection.end()
+
+
+class FrontConnection:
+    """One connection of a client.
+
+    Parsing acts on nothing: what a read brought becomes requests in a queue, and each is answered before the next is
+    looked at. While requests wait, or an answer has not left, nothing more is read: so the memory of a connection is
+    bounded by one read and one answer.
+    """
+
+    __slots__ = (
+        "_ends",
+        "_front",
+        "_head_bytes",
+        "_is_advancing",
+        "_is_asked",
+        "_is_paused",
+        "_lingered_bytes",
+        "_lingers",
+        "_malformed",
+        "_on_sent",
+        "_parsed",
+        "_parser",
+        "_queue",
+        "_responder",
+        "_socket",
+        "_unsent",
+        "deadline",
+    )
+
+    def __init__(self, front: Front, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        self._front = front
+        self._socket: socket.socket | None = accepted
+        self._parser: HttpRequestParser | None = HttpRequestParser(self)
+        self._parsed: Request | None = None
+        """The request whose head is arriving."""
+        self._head_bytes = 0
+        """Of that head, those of the read that it began in aside."""
+        self._queue: deque[Request] = deque()
+        """Requests whose head has arrived. The first is being answered once there is a responder."""
+        self._malformed: TallywireError | None = None
+        """What is wrong with what came behind the queue."""
+        self._responder: Responder | None = None
+        self._is_asked = False
+        """The responder has been told that its request is complete."""
+        self._is_advancing = False
+        self._is_paused = False
+        self._unsent = bytearray()
+        self._on_sent: list[Callable[[], None]] = []
+        self._ends = False
+        """No further request is answered; the connection ends when everything has been sent."""
+        self._lingers = False
+        """Then what still comes is thrown away for a while."""
+        self._lingered_bytes = 0
+        self.deadline = front.loop.time() + front.limits.idle_seconds
+        """For the client's next move, on the loop's clock."""
+        front.connections.add(self)
+        front.loop.add_reader(accepted, self._on_readable)
+
+    # What llhttp calls.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._parsed = Request()
+
+    def on_url(self, url: bytes) -> None:
+        """Some of its target."""
+        request = self._parsed
+        if request is not None:
+            request.target += url
+            request.head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, whole. Trailers of a chunked body come here too and are not looked at."""
+        request = self._parsed
+        if request is None:
+            return
+        request.head_bytes += len(name) + len(value) + len(b": \r\n")
+        name = name.lower()
+        earlier = request.headers.get(name)
+        request.headers[name] = value if earlier is None else earlier + b"," + value
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        request, parser = self._parsed, self._parser
+        if request is None or parser is None:
+            raise AssertionError("a head ends that has not begun")
+        request.method = parser.get_method()
+        request.version = parser.get_http_version()
+        request.keeps_alive = parser.should_keep_alive()
+        self._parsed = None
+        self._queue.append(request)
+
+    def on_body(self, chunk: bytes) -> None:
+        """Some of the body of the last request."""
+        self._queue[-1].pieces.append(chunk)
+
+    def on_message_complete(self) -> None:
+        """The last request is complete."""
+        self._queue[-1].is_complete = True
+
+    # Reading.
+
+    def _on_readable(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.end()
+            return
+        if self._ends:
+            self._throw_away(data)
+        elif data:
+            self._parse(data)
+            self._advance()
+        else:
+            self._on_end_of_input()
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            return
+        was_within_head = self._parsed is not None
+        try:
+            parser.feed_data(data)
+        except HttpParserUpgrade:
+            # We speak nothing else: the request is answered as it is, what follows in another tongue is not read.
+            self._queue[-1].keeps_alive = False
+        except HttpParserError as error:
+            # Nothing is read behind a request that ends the connection, so nothing can be wrong with it.
+            if not (self._queue and self._queue[-1].is_complete and self._queue[-1].closes()):
+                self._malformed = MalformedRequest(str(error))
+        if self._parsed is None or self._malformed is not None:
+            return
+        if not was_within_head:
+            self._head_bytes = 0
+            self.deadline = self._front.loop.time() + self._front.limits.header_seconds
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self._front.limits.header_bytes:
+            self._malformed = HeadTooLarge(self._front.limits.header_bytes)
+
+    def _on_end_of_input(self) -> None:
+        """The client has closed, or sends nothing more and still reads: what it has asked for is answered."""
+        if self._queue and self._queue[-1].is_complete:
+            self._queue[-1].keeps_alive = False
+            self._pause_reading()
+        else:
+            self.end()
+
+    def _pause_reading(self) -> None:
+        if not self._is_paused and self._socket is not None:
+            self._is_paused = True
+            self._front.loop.remove_reader(self._socket)
+
+    def _resume_reading(self) -> None:
+        if self._is_paused and self._socket is not None:
+            self._is_paused = False
+            self._front.loop.add_reader(self._socket, self._on_readable)
+
+    # Answering.
+
+    def _advance(self) -> None:
+        """Answer what can be answered now."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self._queue and not self._unsent and not self._ends:
+                request = self._queue[0]
+                if (self._responder is not None or self._begin(request)) and not self._pass_on(request):
+                    break
+        finally:
+            self._is_advancing = False
+        self._await_next_move()
+
+    def _begin(self, request: Request) -> bool:
+        """Find who answers a request; False when it is refused."""
+        if request.head_bytes > self._front.limits.header_bytes:
+            self.refuse(HeadTooLarge(self._front.limits.header_bytes))
+            return False
+        self._is_asked = False
+        if not request.is_complete:
+            self.deadline = self._front.loop.time() + self._front.limits.body_seconds
+        self._responder = self._front.dispatch(self, request)
+        return True
+
+    def _pass_on(self, request: Request) -> bool:
+        """Give what has arrived of a request to its responder; whether it has been answered."""
+        responder = self._responder
+        if request.pieces and responder is not None:
+            pieces, request.pieces = request.pieces, []
+            for piece in pieces:
+                responder.data_received(piece)
+        if request.is_complete and not self._is_asked and responder is not None:
+            self._is_asked = True
+            self.deadline = math.inf
+            responder.finish()
+        return self._responder is None
+
+    def _await_next_move(self) -> None:
+        """Nothing can be done now. Who pipelines is not read further until there is room."""
+        if self._socket is None:
+            return
+        if self._unsent or (self._queue and self._is_pipelining()):
+            self._pause_reading()
+        elif self._malformed is not None and not self._ends and not (self._queue and self._queue[0].is_complete):
+            self.refuse(self._malformed)
+        elif not self._queue:
+            self._resume_reading()
+
+    def _is_pipelining(self) -> bool:
+        """The client has sent something behind a request that has not been answered."""
+        return len(self._queue) > 1 or (self._queue[0].is_complete and self._parsed is not None)
+
+    def write(self, data: bytes) -> None:
+        """Some of the answer to the first request."""
+        if self._socket is None:
+            return
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.end()
+            return
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._front.loop.add_writer(self._socket, self._on_writable)
+            self.deadline = self._front.loop.time() + WRITE_SECONDS
+
+    def finish_answer(self) -> None:
+        """The answer to the first request is complete: on to the next one, or to the end."""
+        if self._socket is None:
+            return
+        request = self._queue.popleft()
+        self._responder = None
+        if not request.is_complete:
+            # The rest of its body could only be taken for a request.
+            self._ends = self._lingers = True
+        elif request.closes():
+            self._ends = True
+        if not self._unsent:
+            self._on_all_sent()
+
+    def refuse(self, error: TallywireError) -> None:
+        """What came is no request that can be answered: say so, and end without looking at what follows."""
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.on_connection_close()
+        own_id = request_id("")
+        log_refusal(error, own_id, "", "")
+        headers = (*problem_headers(error), ("Connection", "close"))
+        self._ends = self._lingers = True
+        self.write(answer_bytes(error.status, headers, own_id, problem_body(error, own_id)))
+        if not self._unsent:
+            self._on_all_sent()
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back once everything written has left, or the connection has ended."""
+        if self._unsent:
+            self._on_sent.append(callback)
+        else:
+            callback()
+
+    def _on_writable(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.end()
+            return
+        del self._unsent[:sent]
+        if self._unsent:
+            self.deadline = self._front.loop.time() + WRITE_SECONDS
+            return
+        self._front.loop.remove_writer(self._socket)
+        self._on_all_sent()
+        self._advance()
+
+    def _on_all_sent(self) -> None:
+        if self._on_sent:
+            self._call_back()
+        if self._ends:
+            self._leave()
+            return
+        limits, now = self._front.limits, self._front.loop.time()
+        if self._queue:
+            self.deadline = math.inf if self._queue[0].is_complete else now + limits.body_seconds
+        else:
+            self.deadline = now + (limits.idle_seconds if self._parsed is None else limits.header_seconds)
+        self._advance()
+
+    # The end.
+
+    def take_socket(self) -> socket.socket | None:
+        """The socket, to be owned from now on: see `handlers.connection.take_socket`."""
+        taken = self._socket
+        if taken is None:
+            return None
+        if self._is_pipelining() or self._malformed is not None or self._unsent:
+            self.end()
+            return None
+        self._responder = None
+        self._forget()
+        return taken
+
+    def end(self) -> None:
+        """Close at once; harmless the second time."""
+        if self._socket is None:
+            return
+        self._front.loop.remove_reader(self._socket)
+        self._front.loop.remove_writer(self._socket)
+        self._socket.close()
+        self._forget()
+
+    def peer_address(self) -> str:
+        """IP address of the client, empty without one."""
+        try:
+            name = self._socket.getpeername() if self._socket is not None else ""
+        except OSError:
+            name = ""
+        return str(name[0]) if isinstance(name, tuple) else ""
+
+    def _leave(self) -> None:
+        """Everything has been sent, and nothing more is answered."""
+        if self._socket is None:
+            return
+        if not self._lingers:
+            self.end()
+            return
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self.deadline = self._front.loop.time() + LINGER_SECONDS
+        self._resume_reading()
+
+    def _throw_away(self, data: bytes) -> None:
+        self._lingered_bytes += len(data)
+        if not data or self._lingered_bytes > LINGER_BYTES:
+            self.end()
+
+    def _forget(self) -> None:
+        """Nothing of this connection is the front's any more; without the parser no cycle keeps it in memory."""
+        self._front.connections.discard(self)
+        self._socket = None
+        self._parser = None
+        self._unsent.clear()
+        self._queue.clear()
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.on_connection_close()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks, self._on_sent = self._on_sent, []
+        for callback in callbacks:
+            callback()
+
+
+Dispatch = Callable[[FrontConnection, Request], Responder]
