@@ -9,8 +9,6 @@ from core.models import BatchResult, Summary
 _ORDER_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _ORDER_TYPE_MESSAGE = "expected an order type of the form [A-Z][A-Z0-9_]{0,31}"
 
-_COLUMN = {"order_created": 0, "order_cancelled": 1}
-
 
 class Aggregation:
     """Counts the results of one batch by order type.
@@ -33,35 +31,40 @@ class Aggregation:
     def add(self, results: Iterable[BatchResult | FieldProblem]) -> None:
         """Count some more results. A `FieldProblem` stands for a result that could not even be read."""
         counts = self._counts
+        index = self.seen - 1
         for index, result in enumerate(results, self.seen):
-            self.seen += 1
-            if isinstance(result, FieldProblem):
+            if type(result) is FieldProblem:
                 self.invalid.append(FieldProblem(f"$.batch_results[{index}]{result.path[1:]}", result.message))
                 continue
             if result.success is not True:
                 if result.success is not None and result.success is not False:
                     self._reject(index, "success", "expected true, false or null")
                 continue
-            column = _COLUMN.get(result.event_type) if isinstance(result.event_type, str) else None
-            if column is None:
+            event_type = result.event_type
+            if event_type == "order_created":
+                column = 0
+            elif event_type == "order_cancelled":
+                column = 1
+            else:
                 self.ignored += 1
                 continue
-            order_type = result.order_type
-            if not isinstance(order_type, str):
-                self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
-                continue
-            count = counts.get(order_type)
-            if count is None:
-                if not _ORDER_TYPE.fullmatch(order_type):
-                    self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
-                    continue
-                count = counts[order_type] = [0, 0]
-            count[column] += 1
+            try:
+                counts[result.order_type][column] += 1  # type: ignore[index]  # of any type: see below
+            except (KeyError, TypeError):  # not seen before, or nothing that could be a key
+                self._count_first(index, result.order_type, column)
+        self.seen = index + 1
 
     @property
     def summaries(self) -> tuple[Summary, ...]:
         """The counts so far; no summary is empty, since a type is only known once something of it counted."""
         return tuple(Summary(order_type, *count) for order_type, count in self._counts.items())
+
+    def _count_first(self, index: int, order_type: object, column: int) -> None:
+        if isinstance(order_type, str) and _ORDER_TYPE.fullmatch(order_type):
+            count = self._counts[order_type] = [0, 0]
+            count[column] = 1
+        else:
+            self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
 
     def _reject(self, index: int, field: str, message: str) -> None:
         self.invalid.append(FieldProblem(f"$.batch_results[{index}].{field}", message))

@@ -32,13 +32,14 @@ An error carries its fields; its ``detail`` is built from them, so that what a p
 reads and what a program reads cannot differ. ``ERRORS`` is the documented table.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 from msgspec import Struct
 
 Retry = Literal["no", "later", "same key"]
 
 
+@final
 class FieldProblem(Struct, frozen=True, gc=False):
     """One bad field: where it stands (JSONPath, or the name of a query parameter) and why."""
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 from msgspec import UNSET, Struct
 
@@ -53,7 +52,7 @@ from core.publisher import Publisher, Slices
 from core.registry import Registry, User
 from core.sse import encode_control
 from core.subscriber import CloseReason, StreamOptions, Subscriber, encode_framed_control
-from core.totals import Position, Row
+from core.totals import Position, Row, write_position
 
 MAX_HELD_BYTES = 64 * 2**20
 """Bodies of emits that are being received or wait for their commit. Beyond it callers are told to come back: memory
@@ -128,11 +127,6 @@ class EmitCall(Commit):
         self.pending: list[_Pending] = []
         """For each entry, what its answer needs beside the outcome."""
         self.error: TallywireError | None = None
-
-    def fail(self, error: TallywireError) -> None:
-        """Answer the whole call with an error."""
-        self.error = error
-        self.resolved()
 
 
 class _Pending(Struct, frozen=True, gc=False):
@@ -316,33 +310,48 @@ class Hub:
         return DeletedUser(user_id, position, deletion.rows, deletion.closed)
 
     def _deliver(self, finished: Sequence[Work]) -> None:
-        self._publisher.publish(step for work in finished for step in self._steps_of(work))
+        self._publisher.publish(self._steps_of(finished))
 
-    def _steps_of(self, work: Work) -> Iterator[Callable[[], None]]:
-        """One step a batch; the answer goes with the last one."""
-        if isinstance(work, _UserLoad):
-            yield partial(self._finish_load, work)
-        elif isinstance(work, _UserDeletion):
-            yield partial(self._finish_deletion, work)
-        elif isinstance(work, EmitCall) and work.failure is not None:
-            if isinstance(work.failure, OutcomeUnknown):
-                _log.error("Commit failed", extra={"batches": len(work.entries)})
-            yield partial(work.fail, work.failure)
-        elif isinstance(work, EmitCall):
-            last = len(work.outcomes) - 1
-            for index, outcome in enumerate(work.outcomes):
-                yield partial(self._publish, work, index, outcome, is_last=index == last)
+    def _steps_of(self, finished: Sequence[Work]) -> Iterator[None]:
+        """Each advance takes one step: one batch of a call, its answer with the last one."""
+        for work in finished:
+            if isinstance(work, EmitCall):
+                yield from self._publish(work)
+                continue
+            if isinstance(work, _UserLoad):
+                self._finish_load(work)
+            elif isinstance(work, _UserDeletion):
+                self._finish_deletion(work)
+            yield
 
-    def _publish(self, call: EmitCall, index: int, outcome: Outcome, *, is_last: bool) -> None:
-        try:
+    def _publish(self, call: EmitCall) -> Iterator[None]:
+        if call.failure is not None:
+            if isinstance(call.failure, OutcomeUnknown):
+                _log.error("Commit failed", extra={"batches": len(call.entries)})
+            self._resolve(call, call.failure)
+            yield
+            return
+        last = len(call.outcomes) - 1
+        fault: InternalError | None = None
+        for index, outcome in enumerate(call.outcomes):
             pending = call.pending[index]
-            call.answers[pending.index] = self._answer(call.entries[index], pending, outcome)
-        except Exception:
-            if call.error is None:
-                call.fail(InternalError())
-            raise
-        if is_last and call.error is None:
+            try:
+                call.answers[pending.index] = self._answer(call.entries[index], pending, outcome)
+            except Exception:
+                # It is in the journal and will be repeated as it is; those behind it are published all the same.
+                _log.exception("Publishing failed")
+                fault = InternalError()
+            if index == last:
+                self._resolve(call, fault)
+            yield
+
+    @staticmethod
+    def _resolve(call: EmitCall, error: TallywireError | None) -> None:
+        call.error = error
+        try:
             call.resolved()
+        except Exception:
+            _log.exception("Answering failed")
 
     def _answer(self, entry: Entry, pending: _Pending, outcome: Outcome) -> Answer:
         """Publish the head, write to its connections, and say so."""
@@ -583,7 +592,7 @@ class Hub:
         return encode_control(closing, options.shape, retry_ms=retry_ms)
 
     def _position(self, n: int) -> str:
-        return str(Position(self.journal.epoch, n))
+        return write_position(self.journal.epoch, n)
 
 
 def is_usable(idempotency_key: str) -> bool:

@@ -5,6 +5,7 @@ This module holds shapes only; what they mean is decided elsewhere.
 """
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -234,8 +235,12 @@ ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamClosing | Orde
 
 def iso_timestamp(unix_ms: int) -> str:
     """ISO 8601, UTC, milliseconds, `Z`."""
-    moment = datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return f"{_iso_second(unix_ms // 1000)}.{unix_ms % 1000:03d}Z"
+
+
+@lru_cache(64)
+def _iso_second(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 class KeyFacts(Struct, frozen=True):

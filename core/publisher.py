@@ -8,7 +8,7 @@ does not hold up another.
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from core.registry import User
 from core.subscriber import StreamKey, Subscriber
@@ -18,6 +18,8 @@ STEP_SECONDS = 0.002
 
 WRITES_BETWEEN_LOOKS = 64
 """Connections written to between two looks at the clock: about half a millisecond."""
+
+_DONE = object()
 
 _log = logging.getLogger("tallywire.stream")
 
@@ -41,12 +43,14 @@ class _Pass:
 
     __slots__ = ("_user", "again", "key", "next", "targets")
 
-    def __init__(self, user: User, key: StreamKey) -> None:
+    def __init__(self, user: User, key: StreamKey, targets: list[Subscriber]) -> None:
         self._user = user
         self.key = key
-        self.begin()
+        self.targets = targets
+        self.next = 0
+        self.again = False
 
-    def begin(self) -> None:
+    def begin_again(self) -> None:
         """Start with whoever listens now: a stream that opened during the last pass is owed this one."""
         self.targets = self._user.listeners(self.key)
         self.next = 0
@@ -69,13 +73,16 @@ class Publisher:
         self._call_later = call_later
         self._clock = clock
         self._deadline = 0.0
-        self._inbox: deque[Iterator[Callable[[], None]]] = deque()
+        self._inbox: deque[Iterator[None]] = deque()
         self._passes: OrderedDict[StreamKey, _Pass] = OrderedDict()
         self._is_scheduled = False
 
-    def publish(self, steps: Iterable[Callable[[], None]]) -> None:
-        """Take these steps in order, after those that wait already; as many now as the time of a step allows."""
-        self._inbox.append(iter(steps))
+    def publish(self, steps: Iterator[None]) -> None:
+        """Take these steps, one an advance, after those that wait already; as many now as the time of a step allows.
+
+        A step that raises ends its iterator, so it must not.
+        """
+        self._inbox.append(steps)
         self._step()
 
     def announce(self, user: User, key: StreamKey) -> None:
@@ -107,19 +114,20 @@ class Publisher:
             # Go on where it stands: starting over would starve the end of a long list.
             running.again = True
             return
-        begun = _Pass(user, key)
-        if begun.targets and not self._serve(begun):
+        listeners = user.listeners(key)
+        if len(listeners) <= WRITES_BETWEEN_LOOKS:
+            _bring_up_to_date(key, listeners)
+            return
+        begun = _Pass(user, key, listeners)
+        if not self._serve(begun):
             self._passes[key] = begun
 
     def _step(self) -> None:
         self._deadline = self._clock() + STEP_SECONDS
         try:
             while self._inbox and self._clock() <= self._deadline:
-                step = next(self._inbox[0], None)
-                if step is None:
+                if next(self._inbox[0], _DONE) is _DONE:
                     self._inbox.popleft()
-                else:
-                    step()
             # Time of their own: a busy journal must not starve those who lag.
             self._deadline = self._clock() + STEP_SECONDS
             while self._passes and self._clock() <= self._deadline:
@@ -147,7 +155,7 @@ class Publisher:
             if begun.next < len(begun.targets) and self._clock() > self._deadline:
                 return False
         if begun.again:
-            begun.begin()
+            begun.begin_again()
             return False
         return True
 
@@ -159,6 +167,10 @@ def _bring_up_to_date(key: StreamKey, portion: list[Subscriber]) -> None:
             key.bring_up_to_date(portion)
         except Exception:
             _log.exception("Fan-out failed")
-            portion = [subscriber for subscriber in portion if not subscriber.has_ended and subscriber.behind()]
+            rest = [subscriber for subscriber in portion if not subscriber.has_ended and subscriber.behind()]
+            if len(rest) == len(portion):
+                # It failed before it could be told from the others: its frame cannot even be made.
+                rest.pop(0).close("fault")
+            portion = rest
         else:
             return

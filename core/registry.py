@@ -63,7 +63,7 @@ class User:
 
     def listeners(self, key: StreamKey) -> list[Subscriber]:
         """Everyone registered under the key, by name or by following everything."""
-        return [*key.subscribers, *self.everything]
+        return [*key.subscribers, *self.everything] if self.everything else list(key.subscribers)
 
     def count_listeners(self, strategy_id: int) -> int:
         """How many are registered under the strategy."""

@@ -33,7 +33,7 @@ class Position(Struct, frozen=True, gc=False):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.epoch}-{self.n}"
+        return write_position(self.epoch, self.n)
 
     @classmethod
     def parse(cls, text: str) -> "Position":
@@ -45,6 +45,11 @@ class Position(Struct, frozen=True, gc=False):
         if match is None or int(match[2]) > MAX_ID:
             raise ValueError("not a position")
         return cls(match[1], int(match[2]))
+
+
+def write_position(epoch: str, n: int) -> str:
+    """As `str(Position(epoch, n))`."""
+    return f"{epoch}-{n}"
 
 
 class Totals(Struct, frozen=True, gc=False):

@@ -288,8 +288,7 @@ def keys_of_one_stream_one_by_one() -> Iterator[None]:
                 self.send(frame)
 
     def only(self: Subscriber, behind: list[StreamKey]) -> bytes:
-        with mock.patch.object(Subscriber, "behind", return_value=behind):
-            return self._encode(behind)
+        return self.encode_alone(behind[0])
 
     with (
         mock.patch.object(Subscriber, "bring_up_to_date", one_by_one),
@@ -332,14 +331,15 @@ def frame_written_over_an_unsent_rest() -> Iterator[None]:
 def published_although_the_commit_failed() -> Iterator[None]:
     original = Hub._steps_of
 
-    def steps_of(self: Hub, work: Work) -> Iterator[Callable[[], None]]:
-        if isinstance(work, EmitCall) and work.failure is not None:
-            for entry in work.entries:
-                user = self.registry.user(entry.user_id)
-                if user is not None:
-                    row = user.key(entry.strategy_id).head.next(user.n + 1, 0, entry.summaries)
-                    self._publisher.announce(user, user.publish(row))
-        return original(self, work)
+    def steps_of(self: Hub, finished: Sequence[Work]) -> Iterator[None]:
+        for work in finished:
+            if isinstance(work, EmitCall) and work.failure is not None:
+                for entry in work.entries:
+                    user = self.registry.user(entry.user_id)
+                    if user is not None:
+                        row = user.key(entry.strategy_id).head.next(user.n + 1, 0, entry.summaries)
+                        self._publisher.announce(user, user.publish(row))
+        return original(self, finished)
 
     with mock.patch.object(Hub, "_steps_of", steps_of):
         yield

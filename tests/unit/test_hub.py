@@ -106,6 +106,7 @@ def test_a_fault_ends_one_stream_and_harms_no_other_and_no_answer() -> None:
     world.close()
 
 
+@pytest.mark.logs("Publishing failed")
 def test_a_fault_while_publishing_answers_its_call_and_lets_the_next_one_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,8 +114,7 @@ def test_a_fault_while_publishing_answers_its_call_and_lets_the_next_one_through
     with monkeypatch.context() as patch:
         patch.setattr(Hub, "_answer", lambda *_: 1 / 0)
         failing = world.emit((7, 3, [result()]))
-        with pytest.raises(ZeroDivisionError):
-            world.commit()
+        world.commit()
         world.spin()
 
     assert isinstance(failing.exception(), InternalError)
