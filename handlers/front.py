@@ -220,7 +220,8 @@ class FrontConnection:
         self.deadline = front.loop.time() + front.limits.idle_seconds
         """For the client's next move, on the loop's clock."""
         front.connections.add(self)
-        front.loop.add_reader(accepted, self._on_readable)
+        # The number, not the object: see `handlers.connection`.
+        front.loop.add_reader(accepted.fileno(), self._on_readable)
 
     # What llhttp calls.
 
@@ -319,12 +320,12 @@ class FrontConnection:
     def _pause_reading(self) -> None:
         if not self._is_paused and self._socket is not None:
             self._is_paused = True
-            self._front.loop.remove_reader(self._socket)
+            self._front.loop.remove_reader(self._socket.fileno())
 
     def _resume_reading(self) -> None:
         if self._is_paused and self._socket is not None:
             self._is_paused = False
-            self._front.loop.add_reader(self._socket, self._on_readable)
+            self._front.loop.add_reader(self._socket.fileno(), self._on_readable)
 
     # Answering.
 
@@ -397,7 +398,7 @@ class FrontConnection:
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
-            self._front.loop.add_writer(self._socket, self._on_writable)
+            self._front.loop.add_writer(self._socket.fileno(), self._on_writable)
             self.deadline = self._front.loop.time() + WRITE_SECONDS
 
     def finish_answer(self) -> None:
@@ -448,7 +449,7 @@ class FrontConnection:
         if self._unsent:
             self.deadline = self._front.loop.time() + WRITE_SECONDS
             return
-        self._front.loop.remove_writer(self._socket)
+        self._front.loop.remove_writer(self._socket.fileno())
         self._on_all_sent()
         self._advance()
 
@@ -483,8 +484,9 @@ class FrontConnection:
         """Close at once; harmless the second time."""
         if self._socket is None:
             return
-        self._front.loop.remove_reader(self._socket)
-        self._front.loop.remove_writer(self._socket)
+        self._front.loop.remove_writer(self._socket.fileno())
+        if not self._is_paused:
+            self._front.loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._forget()
 
