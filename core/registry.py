@@ -12,9 +12,10 @@ from core.totals import Row
 
 
 class User:
-    """The published state of one user: the head of the sequence and of each stream key, the newest key last.
+    """The published state of one user: the head of the sequence and of each stream key.
 
-    `floor`: the place behind which the user began anew after a deletion.
+    While somebody follows every strategy, `keys` stand in order of publication, the newest last. `floor`: the place
+    behind which the user began anew after a deletion.
     """
 
     __slots__ = ("everything", "floor", "holds", "keys", "n", "undelivered", "user_id")
@@ -23,9 +24,10 @@ class User:
         self.user_id = user_id
         self.n = n
         self.floor = floor
-        self.keys = OrderedDict((row.strategy_id, StreamKey(row)) for row in sorted(heads, key=lambda row: row.n))
-        self.everything: dict[Subscriber, None] = {}
-        """Connections that follow every strategy of this user."""
+        self.keys: dict[int, StreamKey] = {row.strategy_id: StreamKey(row) for row in heads}
+        self.everything: dict[Subscriber, None] | None = None
+        """Connections that follow every strategy of this user. The order of `keys` is for them alone: it and a mapping
+        of nobody would be a tenth of the memory of a user with one connection."""
         self.holds = 0
         """Connections, and openings in flight. At zero the user is forgotten."""
         self.undelivered: dict[StreamKey, None] | None = None
@@ -36,15 +38,17 @@ class User:
         key = self.keys.get(strategy_id)
         if key is None:
             key = self.keys[strategy_id] = StreamKey(Row.before_the_first(self.user_id, strategy_id))
-            # Oldest first: at the other end it would hide the keys that have moved from `Subscriber.behind`.
-            self.keys.move_to_end(strategy_id, last=False)
+            if isinstance(self.keys, OrderedDict):
+                # Oldest first: at the other end it would hide the keys that have moved from `Subscriber.behind`.
+                self.keys.move_to_end(strategy_id, last=False)
         return key
 
     def publish(self, row: Row) -> StreamKey:
         """Move the heads to a committed row."""
         key = self.key(row.strategy_id)
         key.publish(row)
-        self.keys.move_to_end(row.strategy_id)
+        if isinstance(self.keys, OrderedDict):
+            self.keys.move_to_end(row.strategy_id)
         self.n = row.n
         return key
 
@@ -68,7 +72,24 @@ class User:
     def count_listeners(self, strategy_id: int) -> int:
         """How many are registered under the strategy."""
         key = self.keys.get(strategy_id)
-        return len(self.everything) + (len(key.subscribers) if key else 0)
+        return len(self.everything or ()) + (len(key.subscribers) if key else 0)
+
+    def follow_everything(self, subscriber: Subscriber) -> None:
+        """Register under every strategy, future ones included."""
+        if self.everything is None:
+            self.everything = {}
+            self.keys = OrderedDict(sorted(self.keys.items(), key=lambda item: item[1].head.n))
+        self.everything[subscriber] = None
+        subscriber.follows_all = True
+        subscriber.keys = self.keys
+
+    def unfollow_everything(self, subscriber: Subscriber) -> None:
+        """Forget a connection that was registered so."""
+        if self.everything is not None:
+            del self.everything[subscriber]
+            if not self.everything:
+                self.everything = None
+                self.keys = dict(self.keys)
 
 
 class Registry:
@@ -101,9 +122,7 @@ class Registry:
         self.hold(user)
         self.subscribers[subscriber] = None
         if strategies is None:
-            subscriber.follows_all = True
-            subscriber.keys = user.keys
-            user.everything[subscriber] = None
+            user.follow_everything(subscriber)
             return
         keys = {strategy_id: user.key(strategy_id) for strategy_id in strategies}
         subscriber.keys = keys[strategies[0]].alone if len(keys) == 1 else keys
@@ -117,7 +136,7 @@ class Registry:
         del self.subscribers[subscriber]
         user = self._users[subscriber.user_id]
         if subscriber.follows_all:
-            del user.everything[subscriber]
+            user.unfollow_everything(subscriber)
         else:
             for key in subscriber.keys.values():
                 del key.subscribers[subscriber]

@@ -25,6 +25,9 @@ from handlers.emit import EmitResponse, Reception
 from handlers.front import Dispatch, FrontConnection, Request, Responder
 from handlers.stream import STREAM_HEADERS, accepts_event_stream, open_stream, read_stream_request, stream_head
 
+MOST_LENGTH_DIGITS = 7
+"""Of a Content-Length: every body that an emit may have, and none that would have to be thrown away for long."""
+
 _ORDINARY_TARGET = re.compile(rb"/[!-\"$-~]{0,1023}")
 _ORDINARY_HOST = re.compile(rb"[A-Za-z0-9.\-_]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
@@ -65,7 +68,8 @@ def is_ordinary(request: Request) -> bool:
         is_ordinary_host(headers.get(b"host", b""))
         and _ORDINARY_TARGET.fullmatch(request.target) is not None
         and b"expect" not in headers
-        and (request.method == b"POST" or (b"content-length" not in headers and b"transfer-encoding" not in headers))
+        and b"transfer-encoding" not in headers
+        and len(headers.get(b"content-length", b"")) <= (MOST_LENGTH_DIGITS if request.method == b"POST" else 0)
     )
 
 

@@ -189,15 +189,21 @@ def test_the_listeners_of_a_key_are_those_who_named_it_and_those_who_follow_ever
 # ---- order
 
 
-def test_a_loaded_user_has_its_newest_key_last() -> None:
-    user = User(7, 9, [row(3, 9), row(4, 2), row(5, 5)])
+def followed(user: User) -> User:
+    """A user with a connection that follows everything: only such a one needs an order."""
+    user.follow_everything(stream())
+    return user
+
+
+def test_a_followed_user_has_its_newest_key_last() -> None:
+    user = followed(User(7, 9, [row(3, 9), row(4, 2), row(5, 5)]))
 
     assert strategies(user) == [4, 5, 3]
     assert user.n == 9
 
 
 def test_a_published_key_becomes_the_newest() -> None:
-    user = User(7, 3, [row(3, 1), row(4, 2), row(5, 3)])
+    user = followed(User(7, 3, [row(3, 1), row(4, 2), row(5, 3)]))
 
     published = user.publish(row(4, 4))
 
@@ -207,11 +213,24 @@ def test_a_published_key_becomes_the_newest() -> None:
 
 
 def test_a_key_that_was_only_asked_for_is_the_oldest() -> None:
-    user = User(7, 1, [row(3, 1)])
+    user = followed(User(7, 1, [row(3, 1)]))
 
     user.key(4)
 
     assert strategies(user) == [4, 3]
+
+
+def test_who_comes_to_follow_everything_again_finds_the_order_of_what_was_published_meanwhile() -> None:
+    user = User(7, 3, [row(3, 1), row(4, 2), row(5, 3)])
+    first, second = stream(), stream()
+    user.follow_everything(first)
+    user.unfollow_everything(first)
+    user.publish(row(3, 4))
+
+    user.follow_everything(second)
+
+    assert strategies(user) == [4, 5, 3]
+    assert second.keys is user.keys
 
 
 @given(
