@@ -249,7 +249,7 @@ def _usual_headers(status: int, unix_seconds: int) -> str:
 
 def request_id(given: str) -> str:
     """The caller's own id of the request, or a new one where that is none. Ids are to be told apart, not secret."""
-    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 def problem_headers(error: TallywireError) -> Headers:

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
@@ -202,6 +203,10 @@ class _Call(EmitCall):
 
     def read(self) -> None:
         """Take in every batch. Raises what refuses the whole call."""
+        if not self._is_many:
+            request = self._request
+            self._labels.append(_add(self._hub, self, request.body, self._codec, request.idempotency_key))
+            return
         for item in self._items():
             self._labels.append(_add(self._hub, self, item, self._codec, self._request.idempotency_key))
 
@@ -265,6 +270,7 @@ class _Call(EmitCall):
             self._respond(EmitResponse(_JSON, b"[" + b",".join(answers) + b"]"))
 
 
+@lru_cache(64)
 def _media_type(content_type: str) -> str:
     essence = content_type.partition(";")[0].strip().lower()
     try:
