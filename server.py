@@ -345,14 +345,27 @@ def _run(config: Path | None, examples: bool, **flags: object) -> None:
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     try:
         settings = known_settings.load(known_settings.read_file(config), os.environ, given)
-        with _logging(settings):
-            asyncio.run(serve(settings, on_ready=_print_examples if examples else lambda _public, _internal: None))
+        with _logging(settings), asyncio.Runner(loop_factory=_loop_factory(settings)) as runner:
+            runner.run(serve(settings, on_ready=_print_examples if examples else lambda _public, _internal: None))
     except (SettingsError, JournalError) as error:
         raise click.ClickException(str(error)) from error
     except JournalFailed as error:
         click.echo(f"Error: {error}. Start the server again; it will do so.", err=True)
         # Not by the usual way out: that would close the connection to a journal that cannot be trusted.
         os._exit(1)
+
+
+def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Raises SettingsError when the loop that is asked for is not installed."""
+    if settings.loop == "asyncio":
+        return None
+    try:
+        import uvloop  # only where it is asked for
+    except ImportError as error:
+        raise SettingsError(
+            "loop is 'uvloop', which is not installed. Install it with pip install uvloop, or leave the setting out."
+        ) from error
+    return uvloop.new_event_loop
 
 
 @contextmanager

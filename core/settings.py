@@ -120,6 +120,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "third of the cost of an emit."
         ),
     ] = "tornado"
+    loop: Annotated[
+        Literal["asyncio", "uvloop"],
+        Meta(description="The event loop. uvloop: the one of that package, which must be installed."),
+    ] = "asyncio"
     drain_seconds: Annotated[
         int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1, le=3600)
     ] = 20

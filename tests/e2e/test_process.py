@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,7 +20,7 @@ import pytest
 from core.sse import EventParser
 from tests.e2e.tally import Tally
 from tests.e2e.wire import StreamSocket
-from tests.process import ROOT, ServerProcess, free_port, running_server, wait_until
+from tests.process import PROGRAM, ServerProcess, broken, free_port, running_server, wait_until
 
 SMALL_BUFFER_BYTES = 4096
 MANY_TYPES = tuple(f"AN_ORDER_TYPE_WITH_A_LONG_NAME{number}" for number in range(10, 42))
@@ -43,9 +43,11 @@ def server() -> Iterator[ServerProcess]:
 # ---- the way out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_tells_fifty_streams_and_ends_in_order(number: signal.Signals) -> None:
-    with running_server("--drain-seconds=2") as server, ExitStack() as open_streams:
+@pytest.mark.parametrize(
+    ("number", "loop"), [(signal.SIGTERM, "asyncio"), (signal.SIGINT, "asyncio"), (signal.SIGTERM, "uvloop")]
+)
+def test_a_signal_tells_fifty_streams_and_ends_in_order(number: signal.Signals, loop: str) -> None:
+    with running_server("--drain-seconds=2", f"--loop={loop}") as server, ExitStack() as open_streams:
         reading = [
             open_streams.enter_context(StreamSocket(server.public_port, f"user_id={1 + n % 4}&strategy_id=1"))
             for n in range(40)
@@ -210,6 +212,12 @@ def test_a_bad_value_in_the_environment_is_refused_by_name(variable: str, value:
     assert variable.removeprefix("TALLYWIRE_").lower() in said.lower()
 
 
+def test_a_loop_that_is_not_installed_is_refused_with_a_fix() -> None:
+    said = _refusal("--loop=uvloop", program=broken("sys.modules['uvloop'] = None"))
+    assert "uvloop" in said
+    assert "pip install uvloop" in said
+
+
 def test_an_address_that_is_none_is_refused_with_an_example() -> None:
     said = _refusal("--public-listen=8080")
     assert "'8080'" in said
@@ -357,10 +365,10 @@ def _check_log(server: ServerProcess, *, warnings: Collection[str] = ()) -> None
     assert {line["message"] for line in lines if line["level"] != "info"} == set(warnings)
 
 
-def _refusal(*arguments: str, **environment: str) -> str:
+def _refusal(*arguments: str, program: Sequence[str] = PROGRAM, **environment: str) -> str:
     """What a server that refuses to start says. Its other settings are fine."""
     listeners = {name: f"127.0.0.1:{free_port()}" for name in ("TALLYWIRE_PUBLIC_LISTEN", "TALLYWIRE_INTERNAL_LISTEN")}
-    ended = _run("serve", *arguments, **listeners, **environment)
+    ended = _run("serve", *arguments, program=program, **listeners, **environment)
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
@@ -373,10 +381,10 @@ def _help(*arguments: str) -> str:
     return ended.stdout
 
 
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, program: Sequence[str] = PROGRAM, **environment: str) -> subprocess.CompletedProcess[str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("TALLYWIRE_")}
     return subprocess.run(
-        [sys.executable, str(ROOT / "server.py"), *arguments],
+        [sys.executable, *program, *arguments],
         env=ours | environment,
         capture_output=True,
         text=True,

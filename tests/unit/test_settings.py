@@ -24,6 +24,7 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "keep_bytes": (2**21, "2097152"),
     "idempotency_hours": (14, "14"),
     "http": ("lean", "lean"),
+    "loop": ("uvloop", "uvloop"),
     "drain_seconds": (15, "15"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
@@ -203,6 +204,7 @@ def test_settings_with_choices_and_lists_are_known_as_such() -> None:
         "durability": ("power", "process", "none"),
         "shape": ("envelope", "flat"),
         "http": ("tornado", "lean"),
+        "loop": ("asyncio", "uvloop"),
         "log_level": ("debug", "info", "warning", "error"),
         "log_format": ("auto", "text", "json"),
     }
