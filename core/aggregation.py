@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from core.errors import FieldProblem
 from core.models import BatchResult, Summary
 
 _ORDER_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _ORDER_TYPE_MESSAGE = "expected an order type of the form [A-Z][A-Z0-9_]{0,31}"
+
+
+@lru_cache(256)
+def is_order_type(text: str) -> bool:
+    """Whether it may be counted under. The few that there are come again and again."""
+    return _ORDER_TYPE.fullmatch(text) is not None
+
+
+def unreadable(problem: FieldProblem) -> BatchResult:
+    """Stands for a result that cannot be read, and is listed as invalid; the path starts at the result."""
+    return BatchResult(success=problem)
 
 
 class Aggregation:
@@ -28,17 +40,14 @@ class Aggregation:
         self.invalid: list[FieldProblem] = []
         """Results that should count and cannot; the rest counts all the same."""
 
-    def add(self, results: Iterable[BatchResult | FieldProblem]) -> None:
-        """Count some more results. A `FieldProblem` stands for a result that could not even be read."""
+    def add(self, results: Iterable[BatchResult]) -> None:
+        """Count some more results; see `unreadable` for one that could not even be read."""
         counts = self._counts
         index = self.seen - 1
         for index, result in enumerate(results, self.seen):
-            if type(result) is FieldProblem:
-                self.invalid.append(FieldProblem(f"$.batch_results[{index}]{result.path[1:]}", result.message))
-                continue
             if result.success is not True:
                 if result.success is not None and result.success is not False:
-                    self._reject(index, "success", "expected true, false or null")
+                    self._refuse(index, result.success)
                 continue
             event_type = result.event_type
             if event_type == "order_created":
@@ -48,10 +57,15 @@ class Aggregation:
             else:
                 self.ignored += 1
                 continue
-            try:
-                counts[result.order_type][column] += 1  # type: ignore[index]  # of any type: see below
-            except (KeyError, TypeError):  # not seen before, or nothing that could be a key
-                self._count_first(index, result.order_type, column)
+            order_type = result.order_type
+            count = counts.get(order_type) if isinstance(order_type, str) else None
+            if count is not None:
+                count[column] += 1
+            elif isinstance(order_type, str) and is_order_type(order_type):
+                count = counts[order_type] = [0, 0]
+                count[column] = 1
+            else:
+                self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
         self.seen = index + 1
 
     @property
@@ -59,12 +73,11 @@ class Aggregation:
         """The counts so far; no summary is empty, since a type is only known once something of it counted."""
         return tuple(Summary(order_type, *count) for order_type, count in self._counts.items())
 
-    def _count_first(self, index: int, order_type: object, column: int) -> None:
-        if isinstance(order_type, str) and _ORDER_TYPE.fullmatch(order_type):
-            count = self._counts[order_type] = [0, 0]
-            count[column] = 1
+    def _refuse(self, index: int, success: object) -> None:
+        if isinstance(success, FieldProblem):
+            self.invalid.append(FieldProblem(f"$.batch_results[{index}]{success.path[1:]}", success.message))
         else:
-            self._reject(index, "order_type", _ORDER_TYPE_MESSAGE)
+            self._reject(index, "success", "expected true, false or null")
 
     def _reject(self, index: int, field: str, message: str) -> None:
         self.invalid.append(FieldProblem(f"$.batch_results[{index}].{field}", message))

@@ -235,7 +235,7 @@ class Hub:
         self,
         user_id: int,
         strategy_id: int | None,
-        batch_results: Iterable[BatchResult | FieldProblem] | Aggregation,
+        batch_results: Iterable[BatchResult] | Aggregation,
         *,
         call: EmitCall,
         idempotency_key: str | None = None,

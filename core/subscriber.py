@@ -14,7 +14,7 @@ States of a connection::
 and from each of them straight to CLOSED when the transport is lost.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import cache, partial
 from itertools import takewhile
@@ -139,7 +139,7 @@ class StreamKey:
             frame = self._frames[after, options] = encode()
         return frame
 
-    def bring_up_to_date(self, listeners: Iterable["Subscriber"]) -> None:
+    def bring_up_to_date(self, listeners: Sequence["Subscriber"]) -> None:
         """`Subscriber.bring_up_to_date` for each of them, the comparison made once for those that stand alike.
 
         Of a thousand connections on one key nearly all follow that key only, from the same position, with the same
@@ -156,7 +156,11 @@ class StreamKey:
                 if listener.n >= n:
                     continue
                 after, options = listener.n, listener.options
-                frame = self.shared_frame(after, options, partial(listener.encode_alone, self))
+                frame = (
+                    self.shared_frame(after, options, partial(listener.encode_alone, self))
+                    if len(listeners) > 1
+                    else listener.encode_alone(self)
+                )
             listener.n = n
             listener.marks = at_head
             listener.send(frame)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from tornado.iostream import StreamClosedError
 
-from core.aggregation import Aggregation
+from core.aggregation import Aggregation, unreadable
 from core.errors import (
     BodyTooLarge,
     FieldProblem,
@@ -343,7 +343,7 @@ def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
     return in_header if in_batch is None else in_batch
 
 
-def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult | FieldProblem]]:
+def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult]]:
     _check_bytes(encoded, codec)
     try:
         batch = codec.batch(encoded)
@@ -354,12 +354,12 @@ def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch
     return batch, batch.batch_results
 
 
-def _read_lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult | FieldProblem]]:
+def _read_lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult]]:
     _check_bytes(encoded, codec)
     return _lazily(encoded, codec)
 
 
-def _lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult | FieldProblem]]:
+def _lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult]]:
     lazy = _decoded(codec.lazy_batch, encoded)
     _check_count(lazy)
     return lazy, _each_result(lazy.batch_results, codec)
@@ -380,13 +380,13 @@ def _check_count(batch: Batch | _LazyBatch) -> None:
         raise TooManyResults(len(batch.batch_results), MAX_RESULTS)
 
 
-def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult | FieldProblem]:
+def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult]:
     for result in results:
         try:
             yield codec.result(result)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             message, path = _message_and_path(error)
-            yield FieldProblem(path, message)
+            yield unreadable(FieldProblem(path, message))
 
 
 def _check_utf8(body: bytes) -> None:

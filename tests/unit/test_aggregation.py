@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.aggregation import Aggregation
+from core.aggregation import Aggregation, unreadable
 from core.errors import FieldProblem
 from core.models import BatchResult, Summary
 
@@ -18,10 +18,15 @@ def result(success: object = True, order_type: object = "LIMIT", event_type: obj
     return BatchResult(success, order_type, event_type)
 
 
+def read(results: Iterable[BatchResult | FieldProblem]) -> Iterator[BatchResult]:
+    """The results as they are counted: a problem stands for one that cannot be read."""
+    return (unreadable(one) if isinstance(one, FieldProblem) else one for one in results)
+
+
 def aggregate(results: Iterable[BatchResult | FieldProblem]) -> Aggregation:
     """A whole batch counted at once."""
     aggregation = Aggregation()
-    aggregation.add(results)
+    aggregation.add(read(results))
     return aggregation
 
 
@@ -114,10 +119,10 @@ def test_a_result_that_should_count_and_has_no_order_type_is_invalid_and_the_res
 
 
 def test_a_result_that_could_not_be_read_is_invalid_at_its_place_and_the_rest_counts() -> None:
-    unreadable = FieldProblem("$.order_type", "invalid string")
+    half_of_it = FieldProblem("$.order_type", "invalid string")
     nothing_of_it = FieldProblem("$", "Expected `object`, got `int`")
 
-    aggregation = aggregate([result(), unreadable, result(False), nothing_of_it])
+    aggregation = aggregate([result(), half_of_it, result(False), nothing_of_it])
 
     assert aggregation.summaries == (Summary("LIMIT", 1, 0),)
     assert aggregation.invalid == [
@@ -190,7 +195,7 @@ def test_an_aggregation_equals_a_naive_count(results: list[BatchResult | FieldPr
     relevant = [one for one in succeeded if one.event_type in (CREATED, CANCELLED)]
     counted = [one for one in relevant if is_order_type(one.order_type)]
     first_seen = list(dict.fromkeys(str(one.order_type) for one in counted))
-    unreadable = [one for one in results if isinstance(one, FieldProblem) or one.success not in (True, False, None)]
+    refused = [one for one in results if isinstance(one, FieldProblem) or one.success not in (True, False, None)]
 
     aggregation = aggregate(results)
 
@@ -204,7 +209,7 @@ def test_an_aggregation_equals_a_naive_count(results: list[BatchResult | FieldPr
     )
     assert aggregation.seen == len(results)
     assert aggregation.ignored == len(succeeded) - len(relevant)
-    assert len(aggregation.invalid) == len(unreadable) + len(relevant) - len(counted)
+    assert len(aggregation.invalid) == len(refused) + len(relevant) - len(counted)
 
 
 @given(RESULTS, st.data())
@@ -215,10 +220,10 @@ def test_portions_of_any_size_come_to_the_same_as_the_whole(
     rest = list(results)
     while rest:
         size = data.draw(st.integers(0, len(rest)))
-        portioned.add(rest[:size])
+        portioned.add(read(rest[:size]))
         del rest[:size]
         if not size:
-            portioned.add(rest[:1])
+            portioned.add(read(rest[:1]))
             del rest[:1]
 
     assert portioned.summaries == whole.summaries
