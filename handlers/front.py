@@ -146,7 +146,7 @@ class Front:
                     return
                 # The client has given up meanwhile.
                 continue
-            FrontConnection(self, accepted)
+            FrontConnection(self, accepted).begin()
 
     def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
         _log.warning("Not accepting", extra={"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS})
@@ -209,7 +209,7 @@ class FrontConnection:
         self._is_asked = False
         """The responder has been told that its request is complete."""
         self._is_advancing = False
-        self._is_paused = False
+        self._is_paused = True
         self._unsent = bytearray()
         self._on_sent: list[Callable[[], None]] = []
         self._ends = False
@@ -220,8 +220,12 @@ class FrontConnection:
         self.deadline = front.loop.time() + front.limits.idle_seconds
         """For the client's next move, on the loop's clock."""
         front.connections.add(self)
-        # The number, not the object: see `handlers.connection`.
-        front.loop.add_reader(accepted.fileno(), self._on_readable)
+
+    def begin(self) -> None:
+        """Look at once: in a storm of reconnects the request is there already, and a stream is registered but once."""
+        self._on_readable()
+        if not (self._unsent or (self._queue and self._is_pipelining())):
+            self._resume_reading()
 
     # What llhttp calls.
 
@@ -325,6 +329,7 @@ class FrontConnection:
     def _resume_reading(self) -> None:
         if self._is_paused and self._socket is not None:
             self._is_paused = False
+            # The number, not the object: see `handlers.connection`.
             self._front.loop.add_reader(self._socket.fileno(), self._on_readable)
 
     # Answering.
