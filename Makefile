@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(shell command -v npm)
 
-.PHONY: run test check bench torture format clean
+.PHONY: run test check bench bench-peers bench-quick torture format clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallywire serve --examples
@@ -20,6 +20,15 @@ check: $(VENV)/.test-installed
 
 bench: $(VENV)/.run-installed
 	$(BIN)/python -m bench $(ARGS)
+
+# About an hour and a half; ARGS="--only fanout --servers tallywire,nchan" for a part of it, --quick for a rough look.
+bench-peers: $(VENV)/.run-installed
+	@bench/peers/install.sh $(BIN)/pip
+	$(BIN)/python -m bench.versus $(ARGS)
+
+# Ratios against those in bench/recorded.json, which ARGS=--record rewrites.
+bench-quick: $(VENV)/.run-installed
+	$(BIN)/python -m bench.quick $(ARGS)
 
 # Twelve to twenty minutes, on Linux and as root: kills, power cuts, and every Nth sync and write made to fail.
 torture: $(VENV)/.test-installed

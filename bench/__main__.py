@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
 from bench import report, workloads
 from bench.kinds import Kinds
 from bench.load import LoadError
+from bench.machine import EndedEarly, bound_the_run, raise_descriptor_limit, split_cores
 from bench.server import ROOT, ServerError, ServerKind
 from bench.workloads import FULL, QUICK, Sizes
 
@@ -44,10 +42,10 @@ WORKLOADS: dict[str, tuple[Workload, Callable[[Kinds], Sequence[ServerKind]]]] =
 def main() -> int:
     """Runs what the command line asks for; 1 if a server made a run meaningless."""
     options = _parse(sys.argv[1:])
-    _bound_the_run()
+    bound_the_run(RUN_SECONDS)
     try:
         outcome = _run(options)
-    except (LoadError, ServerError, OSError, subprocess.TimeoutExpired) as error:
+    except (EndedEarly, LoadError, ServerError, OSError, subprocess.TimeoutExpired) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     print(report.table(outcome))
@@ -80,18 +78,18 @@ def _names(text: str) -> list[str]:
 
 def _run(options: Options) -> report.Report:
     sizes = QUICK if options.quick else FULL
-    _raise_descriptor_limit(sizes)
-    server_cores, client_cores = _split_cores()
-    os.sched_setaffinity(0, client_cores)
+    raise_descriptor_limit(_descriptors(sizes))
+    cores = split_cores()
+    os.sched_setaffinity(0, cores.client)
     started_at, started = datetime.now(UTC), time.monotonic()
     kinds = Kinds()
     chosen = [(name, *_measured(name, kinds)) for name in WORKLOADS if name in options.only]
-    sections = tuple(_announced(*choice, server_cores, sizes) for choice in chosen)
+    sections = tuple(_announced(*choice, cores.server, sizes) for choice in chosen)
     return report.Report(
         command=" ".join(["python -m bench", *sys.argv[1:]]),
         started_at=started_at.isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
-        machine=report.machine(server_cores, client_cores),
+        machine=report.machine(cores.server, cores.client),
         servers={kind.name: kind.command for _, _, measured in chosen for kind in measured},
         sections=sections,
     )
@@ -111,35 +109,10 @@ def _announced(
     return workload(kinds, cores, sizes)
 
 
-def _split_cores() -> tuple[frozenset[int], frozenset[int]]:
-    """Cores for the servers, and one for the client: a core that they share shows in every figure."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) == 1:
-        print("bench: one core only, client and server share it: figures will be worse", file=sys.stderr)
-        return frozenset(cores), frozenset(cores)
-    return frozenset(cores[:-1]), frozenset(cores[-1:])
-
-
-def _raise_descriptor_limit(sizes: Sizes) -> None:
-    """Raises the soft limit to the hard one, for the servers too; they inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _descriptors(sizes: Sizes) -> int:
+    """What the largest of the workloads needs."""
     streams = max(sizes.memory_connections, 3 * sizes.emit_keys, 2 * sizes.fanout_connections)
-    needed = streams + SPARE_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ServerError(f"{needed} descriptors are needed, the hard limit is {hard}: raise it, or --quick")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _bound_the_run() -> None:
-    """SIGTERM and the end of RUN_SECONDS leave by an exception, so that started servers are ended."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        why = f"it took longer than {RUN_SECONDS} s" if number == signal.SIGALRM else "SIGTERM"
-        raise ServerError(f"ended early: {why}")
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGALRM, leave)
-    signal.alarm(RUN_SECONDS)
+    return streams + SPARE_DESCRIPTORS
 
 
 def _write(outcome: report.Report, path: Path) -> None:

@@ -50,11 +50,13 @@ class ServerKind:
 
     name: str
     arguments: tuple[str, ...]
+    program: Path = Path(sys.executable)
 
     @property
     def command(self) -> str:
         """The command as one would type it at the root of the repository."""
-        return " ".join(("python", *self.arguments)).replace("{scratch}", "SCRATCH")
+        program = "python" if self.program == Path(sys.executable) else self.program.name
+        return " ".join((program, *self.arguments)).replace("{scratch}", "SCRATCH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def running(kind: ServerKind, cores: frozenset[int]) -> Iterator[RunningServer]:
         public, internal = _free_addresses()
         arguments = [argument.replace("{scratch}", scratch) for argument in kind.arguments]
         listens = ["--public-listen", str(public), "--internal-listen", str(internal)]
-        command = [sys.executable, *arguments, *listens]
+        command = [str(kind.program), *arguments, *listens]
         log = Path(scratch) / "stderr"
         with log.open("wb") as stderr:
             process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr)

@@ -219,7 +219,7 @@ def memory(kinds: Sequence[ServerKind], cores: frozenset[int], sizes: Sizes) -> 
     }
     rows: list[Row] = []
     for layout, keys in layouts.items():
-        grown = [_memory_growth(kind, cores, keys, sizes.memory_look_seconds) for kind in kinds]
+        grown = [memory_growth(kind, cores, keys, sizes.memory_look_seconds) for kind in kinds]
         rows += [
             cost_row(f"RSS per connection, {layout}", "KiB", [[g.rss / many / 1024] for g in grown]),
             cost_row(f"anonymous only, {layout}", "KiB", [[g.anonymous / many / 1024] for g in grown]),
@@ -378,7 +378,7 @@ def _emit_rows(title: str, rounds: Rounds, batches: int) -> tuple[Row, ...]:
     )
 
 
-def _memory_growth(
+def memory_growth(
     kind: ServerKind,
     cores: frozenset[int],
     keys: Sequence[StreamKey],
