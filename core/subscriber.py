@@ -147,9 +147,9 @@ class StreamKey:
         instead of five, beside 6.4 for the system call. It gives nothing up: whoever follows more takes the long way.
         """
         alone, at_head, n = self.alone, self.at_head, self.head.n
-        after, options, frame = -1, None, b""
+        after, options, frame, is_ready = -1, None, b"", State.READY
         for listener in listeners:
-            if listener.keys is not alone or listener.state is not State.READY:
+            if listener.keys is not alone or listener.state is not is_ready:
                 listener.bring_up_to_date()
                 continue
             if listener.n != after or listener.options is not options:
@@ -163,7 +163,7 @@ class StreamKey:
                 )
             listener.n = n
             listener.marks = at_head
-            listener.send(frame)
+            listener.hand_over(frame)
 
 
 class Subscriber:
@@ -298,8 +298,11 @@ class Subscriber:
 
     def send(self, data: bytes) -> None:
         """Write, and keep what the kernel does not take. Nothing is written unless the stream is READY."""
-        if self.state is not State.READY:
-            return
+        if self.state is State.READY:
+            self.hand_over(data)
+
+    def hand_over(self, data: bytes) -> None:
+        """`send` on a stream that is known to be READY."""
         try:
             taken = self.transmit(data)
             if taken < len(data):
