@@ -366,7 +366,7 @@ def _lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[B
 
 
 def _check_bytes(encoded: bytes | Raw, codec: _Codec) -> None:
-    size_bytes = len(memoryview(encoded))
+    size_bytes = len(encoded) if isinstance(encoded, bytes) else len(memoryview(encoded))
     if not size_bytes:
         raise MalformedBody("The body is empty.")
     if size_bytes > MAX_BATCH_BYTES:
