@@ -113,6 +113,16 @@ class Deletion:
 
 Work = Commit | Load | Deletion
 
+
+def sort_out(work: Sequence[Work]) -> tuple[list[Commit], list[Deletion], list[Load]]:
+    """By kind, each in its order. Loads are worked on last, so that they show all that is delivered with them."""
+    commits = [each for each in work if isinstance(each, Commit)]
+    if len(commits) == len(work):
+        return commits, [], []
+    deletions = [each for each in work if isinstance(each, Deletion)]
+    return commits, deletions, [each for each in work if isinstance(each, Load)]
+
+
 Deliver = Callable[[Sequence[Work]], None]
 
 

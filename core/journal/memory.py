@@ -4,8 +4,8 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from itertools import islice
 
 from core.errors import OutcomeUnknown, Unavailable
@@ -15,15 +15,15 @@ from core.journal.base import (
     Commit,
     Deletion,
     Deliver,
+    Entry,
     HourCounts,
     IdempotencyKey,
     Journal,
     JournalFailed,
     JournalLimits,
     KeyRecord,
-    Load,
-    Outcome,
     Work,
+    sort_out,
 )
 from core.journal.transaction import Remembered, Transaction, before_all_rows
 from core.models import Summary
@@ -51,18 +51,16 @@ class CommitFailed(Exception):
 
 class _KeyLog:
     """The rows of one stream key and what each counted, oldest first; never empty once there was one. Those before
-    `first` are forgotten."""
+    `first` are forgotten. `hour` is the hour of the newest rows, `before_hour` the totals before the first of these."""
 
-    __slots__ = ("counted", "first", "rows")
+    __slots__ = ("before_hour", "counted", "first", "hour", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.counted: list[tuple[Summary, ...]] = []
         self.first = 0
-
-    def append(self, row: Row, counted: tuple[Summary, ...]) -> None:
-        self.rows.append(row)
-        self.counted.append(counted)
+        self.hour = 0
+        self.before_hour = NOTHING
 
     def forget_before(self, due: Row) -> None:
         """Forget what stands before a row that is due: see `core.journal.sqlite.schema.TRIM`."""
@@ -121,7 +119,8 @@ class MemoryJournal(Journal):
         self._kept: deque[tuple[Row, int]] = deque()
         """Every row that trimming has not looked at, in order of commit, with its age on the journal's clock."""
         self._remembered: dict[IdempotencyKey, Remembered] = {}
-        self._hours: dict[int, dict[tuple[int, int], Totals]] = {}
+        self._hours: defaultdict[int, dict[tuple[int, int], Totals]] = defaultdict(dict)
+        """What has been rolled up: all but the newest hour of each key."""
 
     @property
     def refusal(self) -> Unavailable | None:
@@ -145,6 +144,9 @@ class MemoryJournal(Journal):
     async def hours(
         self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
     ) -> list[HourCounts]:
+        for user in (self._users[user_id] for user_id in users if user_id in self._users):
+            for log in user.keys.values():
+                self._roll_up(log)
         return [
             HourCounts(hour, *key, tuple(sorted(counts.summaries, key=lambda summary: summary.order_type)))
             for hour in sorted(self._hours)
@@ -177,21 +179,19 @@ class MemoryJournal(Journal):
     async def close(self) -> None:
         self._work_until(math.inf)
 
-    def persist(self, rows: list[Row]) -> None:
+    def persist(self, accepted: Sequence[tuple[Row, Entry]]) -> None:
         """Make a transaction durable. Here there is nothing to do; tests let it fail.
 
         Raises CommitFailed.
         """
 
-    def committed_n(self, user_id: int) -> int:
-        """The user's last n, 0 before the first batch."""
+    def committed(self, user_id: int, strategy_id: int) -> tuple[int, Row]:
+        """The user's last n, 0 before the first batch, and the key's newest row."""
         user = self._users.get(user_id)
-        return user.n if user else 0
-
-    def committed_head(self, user_id: int, strategy_id: int) -> Row:
-        """The key's newest row."""
-        log = self._log(user_id, strategy_id)
-        return log.rows[-1] if log else Row.before_the_first(user_id, strategy_id)
+        if user is None:
+            return 0, Row.before_the_first(user_id, strategy_id)
+        log = user.keys.get(strategy_id)
+        return user.n, log.rows[-1] if log is not None else Row.before_the_first(user_id, strategy_id)
 
     def remembered(self, key: IdempotencyKey) -> Remembered | None:
         """What was counted under an idempotency key within the window."""
@@ -222,7 +222,7 @@ class MemoryJournal(Journal):
 
     def _transact(self, work: list[Work]) -> Generator[None, None, list[Work]]:
         """All that waited as one transaction, in steps of `STEP_ENTRIES`; answers what to deliver."""
-        commits = [each for each in work if isinstance(each, Commit)]
+        commits, deletions, loads = sort_out(work)
         try:
             yield from self._commit(commits)
         except Exception as error:
@@ -230,11 +230,8 @@ class MemoryJournal(Journal):
                 _log.exception("Transaction failed")
             for commit in commits:
                 commit.outcomes, commit.failure = (), OutcomeUnknown()
-        deletions = [each for each in work if isinstance(each, Deletion)]
         for deletion in deletions:
             self._delete(deletion)
-        # Loads after what else is in the same transaction: delivered last, they show all of it.
-        loads = [each for each in work if isinstance(each, Load)]
         for load in loads:
             user = self._users.get(load.user_id)
             if user is not None:
@@ -245,35 +242,48 @@ class MemoryJournal(Journal):
     def _commit(self, commits: list[Commit]) -> Iterator[None]:
         transaction = Transaction(self, self._monotonic_ms())
         for commit in commits:
-            outcomes: list[Outcome] = []
-            for entry in commit.entries:
-                outcomes.append(transaction.record(entry))
-                if len(outcomes) % STEP_ENTRIES == 0:
-                    yield
-            commit.outcomes = outcomes
-        if transaction.accepted:
-            self.persist([row for row, _entry in transaction.accepted])
-            yield from self._apply(transaction)
-
-    def _apply(self, transaction: Transaction) -> Iterator[None]:
-        for index, (row, entry) in enumerate(transaction.accepted, 1):
-            self._append(row, entry.summaries, transaction.aged_ms)
-            if index % STEP_ENTRIES == 0:
+            outcomes = transaction.record(commit.entries[:STEP_ENTRIES])
+            for first in range(STEP_ENTRIES, len(commit.entries), STEP_ENTRIES):
                 yield
-        for key, record in transaction.remembered.items():
-            # Purging goes by age from the front, so a key that is used again after its window moves to the end.
-            self._remembered.pop(key, None)
-            self._remembered[key] = record
-        self._trim(transaction.aged_ms, TRIM_STEP_ROWS + len(transaction.accepted))
+                outcomes += transaction.record(commit.entries[first : first + STEP_ENTRIES])
+            commit.outcomes = outcomes
+        accepted = transaction.accepted
+        if accepted:
+            self.persist(accepted)
+            self._append(accepted[:STEP_ENTRIES], transaction.aged_ms)
+            for first in range(STEP_ENTRIES, len(accepted), STEP_ENTRIES):
+                yield
+                self._append(accepted[first : first + STEP_ENTRIES], transaction.aged_ms)
+            for key, record in transaction.remembered.items():
+                # Purging goes by age from the front, so a key that is used again after its window moves to the end.
+                self._remembered.pop(key, None)
+                self._remembered[key] = record
+            self._trim(transaction.aged_ms, TRIM_STEP_ROWS + len(accepted))
 
-    def _append(self, row: Row, counted: tuple[Summary, ...], aged_ms: int) -> None:
-        user = self._users.setdefault(row.user_id, _UserLog())
-        user.n = row.n
-        user.keys.setdefault(row.strategy_id, _KeyLog()).append(row, counted)
-        self._kept.append((row, aged_ms))
-        hour = self._hours.setdefault(row.accepted_ms // HOUR_MS, {})
-        key = row.user_id, row.strategy_id
-        hour[key] = hour.get(key, NOTHING).plus(counted)
+    def _append(self, accepted: list[tuple[Row, Entry]], aged_ms: int) -> None:
+        for row, entry in accepted:
+            user = self._users.get(row.user_id)
+            if user is None:
+                user = self._users[row.user_id] = _UserLog()
+            log = user.keys.get(row.strategy_id)
+            if log is None:
+                log = user.keys[row.strategy_id] = _KeyLog()
+            user.n = row.n
+            if log.hour != row.accepted_ms // HOUR_MS:
+                self._roll_up(log)
+                log.hour = row.accepted_ms // HOUR_MS
+            log.rows.append(row)
+            log.counted.append(entry.summaries)
+            self._kept.append((row, aged_ms))
+
+    def _roll_up(self, log: _KeyLog) -> None:
+        """Take over what a key's newest rows, all of one hour, have counted."""
+        if log.rows and log.rows[-1].totals is not log.before_hour:
+            head = log.rows[-1]
+            hour = self._hours[log.hour]
+            key = head.user_id, head.strategy_id
+            hour[key] = hour.get(key, NOTHING).plus(head.totals.minus(log.before_hour))
+            log.before_hour = head.totals
 
     def _delete(self, deletion: Deletion) -> None:
         user = self._users.get(deletion.user_id)
@@ -290,14 +300,15 @@ class MemoryJournal(Journal):
 
     def _trim(self, now_ms: int, step_rows: int) -> None:
         oldest_ms = now_ms - self._limits.max_age_ms
-        for _ in range(step_rows):
-            if not self._kept or (len(self._kept) <= self._limits.max_rows and self._kept[0][1] >= oldest_ms):
-                break
-            row, _aged_ms = self._kept.popleft()
+        kept, max_rows = self._kept, self._limits.max_rows
+        end = max(len(kept) - step_rows, 0)
+        while len(kept) > end and (len(kept) > max_rows or kept[0][1] < oldest_ms):
+            row, _aged_ms = kept.popleft()
             user = self._users[row.user_id]
             if row.n > user.floor:
                 user.keys[row.strategy_id].forget_before(row)
-        self._purge(now_ms - self._limits.idempotency_window_ms, step_rows)
+        if self._remembered:
+            self._purge(now_ms - self._limits.idempotency_window_ms, step_rows)
 
     def _purge(self, oldest_ms: int, step_records: int) -> None:
         for _ in range(step_records):

@@ -3,6 +3,7 @@
 Nothing here changes committed state. A driver makes `accepted` durable and applies it, or forgets the transaction.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from msgspec import Struct
@@ -53,11 +54,8 @@ class Committed(Protocol):
     def epoch(self) -> str:
         """Of the journal."""
 
-    def committed_n(self, user_id: int) -> int:
-        """The user's last n, 0 before the first batch."""
-
-    def committed_head(self, user_id: int, strategy_id: int) -> Row:
-        """The key's newest row."""
+    def committed(self, user_id: int, strategy_id: int) -> tuple[int, Row]:
+        """The user's last n, 0 before the first batch, and the key's newest row."""
 
     def remembered(self, key: IdempotencyKey) -> Remembered | None:
         """What was counted under an idempotency key within the window."""
@@ -69,6 +67,8 @@ class Transaction:
     `aged_ms`: the journal's own clock at the transaction.
     """
 
+    __slots__ = ("_committed", "_heads", "_ns", "accepted", "aged_ms", "remembered")
+
     def __init__(self, committed: Committed, aged_ms: int) -> None:
         self.aged_ms = aged_ms
         self.accepted: list[tuple[Row, Entry]] = []
@@ -77,16 +77,21 @@ class Transaction:
         self._ns: dict[int, int] = {}
         self._heads: dict[tuple[int, int], Row] = {}
 
-    def record(self, entry: Entry) -> Outcome:
-        """Assign n and totals, or repeat the earlier answer, or refuse."""
-        if entry.idempotency is not None:
-            earlier = self.remembered.get(entry.idempotency) or self._committed.remembered(entry.idempotency)
-            if earlier is not None:
-                return self._repeat(earlier, entry)
+    def record(self, entries: Iterable[Entry]) -> list[Outcome]:
+        """For each, in order: assign n and totals, or repeat the earlier answer, or refuse."""
+        return [
+            (self._repeated(entry, entry.idempotency) if entry.idempotency is not None else None) or self._add(entry)
+            for entry in entries
+        ]
+
+    def _add(self, entry: Entry) -> Outcome:
         user_id = entry.user_id
-        n = (self._ns.get(user_id) or self._committed.committed_n(user_id)) + 1
         stream_key = (user_id, entry.strategy_id)
-        head = self._heads.get(stream_key) or self._committed.committed_head(*stream_key)
+        last_n, head = self._ns.get(user_id), self._heads.get(stream_key)
+        if last_n is None or head is None:
+            committed_n, committed_head = self._committed.committed(user_id, entry.strategy_id)
+            last_n, head = last_n or committed_n, head or committed_head
+        n = last_n + 1
         try:
             row = head.next(n, entry.accepted_ms, entry.summaries)
         except TooManyOrderTypes as refusal:
@@ -95,16 +100,16 @@ class Transaction:
         self._heads[stream_key] = row
         self.accepted.append((row, entry))
         if entry.idempotency is not None:
+            answer = Recorded(n, entry.summaries, entry.ignored, None)
             self.remembered[entry.idempotency] = Remembered(
-                user_id,
-                entry.strategy_id,
-                Recorded(n, entry.summaries, entry.ignored, None),
-                entry.accepted_ms,
-                self.aged_ms,
+                user_id, entry.strategy_id, answer, entry.accepted_ms, self.aged_ms
             )
         return Recorded(n, entry.summaries, entry.ignored, row)
 
-    def _repeat(self, earlier: Remembered, entry: Entry) -> Outcome:
+    def _repeated(self, entry: Entry, key: IdempotencyKey) -> Outcome | None:
+        earlier = self.remembered.get(key) or self._committed.remembered(key)
+        if earlier is None:
+            return None
         if not earlier.is_same_batch(entry):
             return IdempotencyConflict(str(Position(self._committed.epoch, earlier.answer.n)))
         return earlier.answer

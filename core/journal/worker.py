@@ -52,8 +52,8 @@ class Worker(Generic[T]):
         goes_on = True
         while goes_on:
             items = self._next(patience)
-            goes_on = None not in items
             group = [item for item in items if item is not None]
+            goes_on = len(group) == len(items)
             if group:
                 self._work(group)
                 patience = REST_SECONDS

@@ -89,7 +89,7 @@ class _MemoryJournalThatFails(MemoryJournal):
         )
         self._fails = conditions.fails
 
-    def persist(self, rows: list[Row]) -> None:
+    def persist(self, accepted: Sequence[tuple[Row, Entry]]) -> None:
         if self._fails():
             raise CommitFailed
 
@@ -108,11 +108,11 @@ class _WriterThatFails(writer.Writer):
 
     conditions: Conditions
 
-    def accept(self, packed: str) -> None:
+    def accept(self, statements: Sequence[writer.Statement]) -> None:
         if self.conditions.fails():
             self._connection.set_progress_handler(lambda: 1, 50)
         try:
-            super().accept(packed)
+            super().accept(statements)
         finally:
             self._connection.set_progress_handler(None, 0)
 

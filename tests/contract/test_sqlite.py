@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from core.cli import tallywire
 from core.errors import DiskFull
 from core.journal import files
-from core.journal.base import HOUR_MS, JournalError, JournalLimits, Load, Recorded
+from core.journal.base import HOUR_MS, JournalError, JournalFailed, JournalLimits, Load, Recorded
 from core.journal.sqlite import heads, opening, schema, writer
 from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
 from core.models import Summary
 from core.totals import Row
-from tests.contract.journal import DRIVERS, Desk, Driver, Limits, entry, opened, recorded, row_of
+from tests.contract.journal import DRIVERS, Desk, Driver, Limits, entry, opened, recorded, row_of, types
 
 ON_DISK = next(driver for driver in DRIVERS if driver.name == "sqlite power")
 IN_PROCESS = next(driver for driver in DRIVERS if driver.name.startswith("sqlite process"))
@@ -67,6 +67,18 @@ def sql(path: Path, statement: str) -> list[tuple[object, ...]]:
         return connection.execute(statement).fetchall()
 
 
+def rest(path: Path) -> JournalFailed | None:
+    """What the writer does when nothing waits, to its end; answers whether it failed."""
+    file = open_file(path, "power")
+    alone = writer.Writer(file, Limits().of_a_journal(), lambda: 0)
+    while alone.rest():
+        pass
+    alone.close()
+    if alone.failed:
+        file.close()
+    return alone.failed
+
+
 # ---- coming back
 
 
@@ -108,6 +120,23 @@ def test_trimming_and_hours_go_on_where_they_stood(tmp_path: Path) -> None:
         await desk.commit_until(is_trimmed)
 
     in_turn(tmp_path, one_life, one_life, one_life, check, limits=Limits(max_rows=3))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 32])
+def test_the_hours_have_every_order_type_of_a_batch(tmp_path: Path, count: int) -> None:
+    async def count_many_types(desk: Desk) -> None:
+        await desk.record(entry(*types(0, count)), entry(*types(0, count)))
+
+    async def check(desk: Desk) -> None:
+        (hour,) = await desk.journal.hours([7], None, 0, 1)
+        assert sorted(hour.summaries, key=lambda summary: int(summary.order_type[1:])) == [
+            Summary(one.order_type, 2, 0) for one in types(0, count)
+        ]
+
+    in_turn(tmp_path, count_many_types, check)
+    rest(tmp_path / JOURNAL)
+    assert sql(tmp_path / JOURNAL, "SELECT count(*) FROM recent") == [(0,)]
+    in_turn(tmp_path, check)
 
 
 def test_what_is_kept_does_not_age_while_the_journal_is_closed(tmp_path: Path) -> None:
@@ -290,20 +319,73 @@ def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     in_turn(tmp_path, one_batch)
     sql(tmp_path / JOURNAL, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
 
-    with pytest.raises(JournalError, match=r"newer version of Tallywire \(schema 2, this one knows 1\)"):
+    with pytest.raises(JournalError, match=r"newer version of Tallywire \(schema 3, this one knows 2\)"):
         open_file(tmp_path / JOURNAL, "power", 0)
 
 
 def test_an_older_schema_is_migrated_forward_with_its_batches(tmp_path: Path) -> None:
     (epoch,) = in_turn(tmp_path, one_batch)
-    step = "ALTER TABLE rows ADD COLUMN colour TEXT; UPDATE rows SET colour = 'red'"
+    step = "ALTER TABLE recent ADD COLUMN colour TEXT; UPDATE recent SET colour = 'red'"
 
     with mock.patch.object(opening, "MIGRATIONS", (*schema.MIGRATIONS, step)):
         open_file(tmp_path / JOURNAL, "power", 0).close()
 
-    assert sql(tmp_path / JOURNAL, "SELECT colour FROM rows") == [("red",)]
-    assert sql(tmp_path / JOURNAL, "PRAGMA user_version") == [(2,)]
+    assert sql(tmp_path / JOURNAL, "SELECT colour FROM recent") == [("red",)]
+    assert sql(tmp_path / JOURNAL, "PRAGMA user_version") == [(len(schema.MIGRATIONS) + 1,)]
     assert sql(tmp_path / JOURNAL, "SELECT epoch FROM journal") == [(epoch,)]
+
+
+WRITTEN_WITH_SCHEMA_1 = """
+INSERT INTO rows VALUES
+    (1, 7, 3, 1, 1, 3600000, 50, '[["LIMIT",1,0]]', '[["LIMIT",1,0]]'),
+    (2, 7, 4, 2, 1, 3600000, 50, '[["MARKET",2,0]]', '[["MARKET",2,0]]'),
+    (3, 7, 3, 3, 2, 3600000, 60, '[["MARKET",0,4],["LIMIT",3,0]]', '[["LIMIT",4,0],["MARKET",0,4]]'),
+    (4, 8, 3, 1, 1, 3600000, 60, '[["LIMIT",9,0]]', '[["LIMIT",9,0]]');
+INSERT INTO hours VALUES (1, 7, 3, 'LIMIT', 1, 0), (1, 7, 4, 'MARKET', 2, 0);
+INSERT INTO hour_ages VALUES (1, 50);
+INSERT INTO idempotency VALUES (NULL, 'a', 'orders', 7, 3, 3, 3600000, 60, 5, '[["MARKET",0,4],["LIMIT",3,0]]');
+"""
+"""Two rows are rolled up, two are not."""
+
+
+@pytest.mark.logs("Journal migrated")
+def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
+    identity = files.identify(tmp_path / JOURNAL)
+    with closing(sqlite3.connect(tmp_path / JOURNAL)) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.executescript(f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 1")
+        connection.execute(
+            "INSERT INTO journal VALUES (1, 'abcdefghjkmnp', ?, ?, 'boot', 'power', 1, 0, 2)",
+            (identity.inode, identity.generation),
+        )
+        connection.executescript(WRITTEN_WITH_SCHEMA_1)
+    third = (Summary("MARKET", 0, 4), Summary("LIMIT", 3, 0))
+    limit_and_market = (Summary("LIMIT", 4, 0), Summary("MARKET", 0, 4))
+
+    async def go_on(desk: Desk) -> None:
+        load = await desk.load(7)
+        assert (load.n, sorted((row.strategy_id, row.n) for row in load.heads)) == (3, [(3, 3), (4, 2)])
+        assert (await desk.row_at(2)) == Row.before_the_first(7, 3).next(1, HOUR_MS, (Summary("LIMIT", 1, 0),))
+        assert [batch.n for batch in await desk.journal.batches(7, 3, 0, 0, 2 * HOUR_MS, 9)] == [1, 3]
+        assert [hour.summaries for hour in await desk.journal.hours([7, 8], 3, 1, 2)] == [
+            limit_and_market,
+            (Summary("LIMIT", 9, 0),),
+        ]
+        repeated = await desk.call(entry(*third, key="a"))
+        assert repeated.outcomes == [Recorded(3, third, 5, None)]
+        (row,) = await desk.record(entry(Summary("LIMIT", 1, 0), accepted_ms=HOUR_MS))
+        assert (row.n, row.number, row.totals.summaries) == (4, 3, (Summary("LIMIT", 5, 0), Summary("MARKET", 0, 4)))
+
+    async def look(desk: Desk) -> None:
+        (hour,) = await desk.journal.hours([7], 3, 1, 2)
+        assert hour.summaries == (Summary("LIMIT", 5, 0), Summary("MARKET", 0, 4))
+        assert (await desk.row_at(3)) is not None
+        assert (await desk.load(7)).n == 4
+
+    epochs = in_turn(tmp_path, go_on, look)
+    rest(tmp_path / JOURNAL)
+    assert in_turn(tmp_path, look) + epochs == ["abcdefghjkmnp"] * 3
+    assert sql(tmp_path / JOURNAL, "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM recent)") == [(5, 0)]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -436,6 +518,15 @@ def test_a_fault_of_housekeeping_ends_the_process(tmp_path: Path) -> None:
         assert "MemoryError" in desk._complaints.pop()
 
     in_turn(tmp_path, break_it)
+
+
+@pytest.mark.logs("Journal failed")
+def test_two_batches_at_one_position_end_the_process(tmp_path: Path) -> None:
+    in_turn(tmp_path, one_batch)
+    rest(tmp_path / JOURNAL)
+    sql(tmp_path / JOURNAL, "INSERT INTO recent SELECT 2, 7, 3, 1, 1, 0, 0, summaries, totals FROM rows")
+
+    assert "contradicts itself" in str(rest(tmp_path / JOURNAL))
 
 
 @pytest.mark.logs("Journal error")

@@ -127,9 +127,9 @@ def test_a_build_that_takes_a_failed_commit_for_a_good_one_is_seen(tmp_path: Pat
         "from contextlib import suppress\n"
         "from core.journal.sqlite.writer import Writer\n"
         "accept = Writer.accept\n"
-        "def accept_anything(self, packed):\n"
+        "def accept_anything(self, statements):\n"
         "    with suppress(sqlite3.Error):\n"
-        "        accept(self, packed)\n"
+        "        accept(self, statements)\n"
         "Writer.accept = accept_anything"
     )
     world = World(tmp_path)

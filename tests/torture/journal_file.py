@@ -88,11 +88,10 @@ def _contents(connection: sqlite3.Connection, only_rows: bool) -> JournalContent
     known = connection.execute("SELECT epoch, trimmed_to, rolled_up_to FROM journal").fetchone()
     if known is None:
         return JournalContents()
-    rows = connection.execute(
-        "SELECT seq, user_id, strategy_id, n, number, accepted_ms, summaries, totals FROM rows ORDER BY seq"
-    )
+    columns = "seq, user_id, strategy_id, n, number, accepted_ms, summaries, totals"
+    rows = connection.execute(f"SELECT {columns} FROM rows UNION ALL SELECT {columns} FROM recent ORDER BY seq")
     epoch, trimmed_to, rolled_up_to = known
-    contents = JournalContents(epoch, trimmed_to, rolled_up_to, tuple(_row(columns) for columns in rows))
+    contents = JournalContents(epoch, trimmed_to, rolled_up_to, tuple(_row(row) for row in rows))
     if only_rows:
         return contents
     keys = connection.execute("SELECT key, user_id, strategy_id, n, summaries FROM idempotency")

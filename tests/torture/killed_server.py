@@ -4,7 +4,6 @@ Run as `python -m tests.torture.killed_server serve ...` with the settings of th
 the environment: TORTURE_POINT, TORTURE_HITS (which hit of the point is the last), TORTURE_SEED, TORTURE_MISTAKE.
 """
 
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from core.journal.base import Commit, Work
 from core.journal.sqlite import opening, schema, writer
 from core.journal.sqlite.driver import SqliteJournal
 from core.journal.sqlite.heads import Heads
-from core.journal.sqlite.writer import Writer
+from core.journal.sqlite.writer import Statement, Writer
 from core.subscriber import StreamKey
 from handlers.connection import Connection
 from handlers.emit import EmitHandler
@@ -98,7 +97,7 @@ def after_insert(countdown: Countdown) -> None:
         begin(self, *arguments)
         self._connection.create_function("count_insert", 0, countdown.hit)
         self._connection.execute(
-            "CREATE TEMP TRIGGER count_inserts AFTER INSERT ON main.rows BEGIN SELECT count_insert(); END"
+            "CREATE TEMP TRIGGER count_inserts AFTER INSERT ON main.recent BEGIN SELECT count_insert(); END"
         )
 
     replace(Writer, "__init__", init)
@@ -108,10 +107,10 @@ def in_commit(countdown: Countdown) -> None:
     """Somewhere within the statement that inserts, commits and syncs, or just behind it."""
     accept = Writer.accept
 
-    def accept_and_die(self: Writer, packed: str) -> None:
+    def accept_and_die(self: Writer, statements: Sequence[Statement]) -> None:
         if countdown.is_over():
             countdown.die_within(COMMIT_SECONDS)
-        accept(self, packed)
+        accept(self, statements)
 
     replace(Writer, "accept", accept_and_die)
 
@@ -120,8 +119,8 @@ def after_commit(countdown: Countdown) -> None:
     """The transaction is durable, and nobody knows."""
     accept = Writer.accept
 
-    def accept_and_die(self: Writer, packed: str) -> None:
-        accept(self, packed)
+    def accept_and_die(self: Writer, statements: Sequence[Statement]) -> None:
+        accept(self, statements)
         countdown.hit()
 
     replace(Writer, "accept", accept_and_die)
@@ -259,7 +258,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
 def publish_before_commit() -> None:
     """The loop hears of a transaction before it is in the journal."""
     accept = Writer.accept
-    waiting: list[str] = []
+    waiting: list[Sequence[Statement]] = []
 
     def work(self: SqliteJournal, group: list[Work]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, self._writer.work(group))
@@ -269,7 +268,7 @@ def publish_before_commit() -> None:
             accept(self._writer, waiting.pop(0))
         self._writer.maintain()
 
-    replace(Writer, "accept", lambda _self, packed: waiting.append(packed))
+    replace(Writer, "accept", lambda _self, statements: waiting.append(statements))
     replace(SqliteJournal, "_work", work)
 
 
@@ -277,11 +276,12 @@ def commit_later() -> None:
     """A transaction is left open for the next ones: they are answered before they are durable."""
     accepted = [0]
 
-    def accept_and_commit_some(self: Writer, packed: str) -> None:
+    def accept_and_commit_some(self: Writer, statements: Sequence[Statement]) -> None:
         accepted[0] += 1
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN")
-        self._connection.execute(schema.ACCEPT, (packed,))
+        for statement in statements:
+            self._connection.execute(*statement)
         if not accepted[0] % 8:
             self._connection.execute("COMMIT")
 
@@ -293,20 +293,20 @@ def forget_keys() -> None:
     """No idempotency record is written."""
     accept = Writer.accept
 
-    def accept_without_keys(self: Writer, packed: str) -> None:
-        items = [[*item[:10], None, None] for item in json.loads(packed)]
-        accept(self, json.dumps(items))
+    def accept_without_keys(self: Writer, statements: Sequence[Statement]) -> None:
+        accept(self, [statement for statement in statements if "idempotency" not in statement[0]])
 
     replace(Writer, "accept", accept_without_keys)
 
 
 def reuse_n() -> None:
-    """After a start the last n of a user is given out again, and the index that might refuse it is gone."""
+    """After a start the last n of a user is given out again, and the indexes that might refuse it are gone."""
     fetched, begin = Heads.fetched, Writer.__init__
 
     def init(self: Writer, *arguments: Any) -> None:
         begin(self, *arguments)
         self._connection.execute("DROP INDEX IF EXISTS rows_by_key")
+        self._connection.execute("DROP INDEX IF EXISTS recent_by_key")
 
     def fetched_one_less(self: Heads, users: list[int], heads: Any) -> None:
         fetched(self, users, heads)

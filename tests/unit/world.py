@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import OutcomeUnknown
 from core.hub import Answer, EmitCall, Hub, HubLimits
-from core.journal.base import Deletion, Deliver, JournalFailed, JournalLimits, Recorded, Work
+from core.journal.base import Deletion, Deliver, Entry, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import BatchResult, Summary
 from core.sse import EventParser, ServerSentEvent
@@ -71,7 +71,7 @@ class HesitantJournal(MemoryJournal):
         super().__init__(schedule.add, limits)
         self.waiting_reads: list[asyncio.Future[None]] = []
 
-    def persist(self, rows: list[Row]) -> None:
+    def persist(self, accepted: Sequence[tuple[Row, Entry]]) -> None:
         if self.fails:
             raise CommitFailed
 

@@ -20,11 +20,11 @@ class UserHeads:
         self.heads: dict[int, Row] = {}
 
     def add(self, row: Row) -> None:
-        """Take over a row, or a deletion, that the file holds."""
+        """Take over a row, or a deletion, that the file holds; of two of a key the newer one counts."""
         self.n = max(self.n, row.n)
         if row.strategy_id == DELETION:
-            self.floor = row.n
-        else:
+            self.floor = max(self.floor, row.n)
+        elif row.strategy_id not in self.heads or self.heads[row.strategy_id].n < row.n:
             self.heads[row.strategy_id] = row
 
 
@@ -60,12 +60,16 @@ class Heads:
         """A user that has been fetched."""
         return self._users[user_id]
 
-    def apply(self, row: Row) -> None:
-        """Take over a row that has been committed."""
-        user = self._users[row.user_id]
-        self._size += row.strategy_id not in user.heads
-        user.n = row.n
-        user.heads[row.strategy_id] = row
+    def apply(self, rows: Iterable[Row]) -> None:
+        """Take over rows that have been committed, in their order."""
+        users = self._users
+        for row in rows:
+            user = users[row.user_id]
+            user.n = row.n
+            heads = user.heads
+            self._size -= len(heads)
+            heads[row.strategy_id] = row
+            self._size += len(heads)
 
     def forget(self, user_id: int) -> None:
         """Fetch this user anew the next time."""

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from core.journal.base import JournalError
 from core.journal.files import FileIdentity, Lock, Reserve, boot_id, identify, make_durable, sync_directory
-from core.journal.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from core.journal.sqlite.schema import APPLICATION_ID, LAST_SEQ, MIGRATIONS
 from core.totals import new_epoch
 
 Durability = Literal["power", "process"]
@@ -28,8 +28,9 @@ NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _CACHE_KIB = 32 * 1024
 """Pages in memory: those that a busy journal writes to are not read again for each batch."""
 
-_LOG_BYTES = 8 * 2**20
-"""What the log keeps of the disk once it has been worked off; one large transaction may have made it longer."""
+_LOG_BYTES = 16 * 2**20
+"""What the log keeps of the disk once it has been worked off: more than a round of single emits writes. A sync of what
+is written over takes half the time of one that has to make the file longer. One large transaction may need more."""
 
 _BUSY_SECONDS = 5.0
 """How long the start waits for another program that reads the file."""
@@ -130,7 +131,7 @@ def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, FileI
         epoch = _begin_life(connection, identity, durability)
         # The file itself must say which one it is: see `_check_log`.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        (batches,) = connection.execute("SELECT coalesce(max(seq), 0) FROM rows").fetchone()
+        (batches,) = connection.execute(LAST_SEQ).fetchone()
         facts = {"journal": str(path), "epoch": epoch, "batches": batches, "was_left_in_order": not has_log}
         _log.info("Journal opened", extra=facts)
         connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")

@@ -1,9 +1,12 @@
 """What stands in the file, as SQL. Text only.
 
-Everything goes in and comes out as JSON in one parameter and one value, so that a whole transaction, and a whole group
-of reads, is one step of SQLite: the interpreter's lock is given back for all of it, and taken again once. A step for
-each row would wait for the loop each time; on a loop that is busy that was 30 ms a row.
+A whole transaction, and a whole group of reads, is one step of SQLite, or a few: the interpreter's lock is given back
+for all of it, and taken again once. A step for each row would wait for the loop each time; on a loop that is busy that
+was 30 ms a row. So rows go in as the parameters of one statement; what is asked for goes in, and what is answered comes
+out, as JSON in one parameter and one value.
 """
+
+from functools import cache
 
 from core.journal.base import HOUR_MS
 
@@ -60,58 +63,86 @@ MIGRATIONS = (
     CREATE TABLE hour_ages (hour INTEGER PRIMARY KEY, aged_ms INTEGER NOT NULL);
     CREATE INDEX hour_ages_by_age ON hour_ages (aged_ms);
     """,
+    """
+    CREATE TABLE recent (
+        seq INTEGER PRIMARY KEY,
+        user_id INTEGER NOT NULL,
+        strategy_id INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        accepted_ms INTEGER NOT NULL,
+        aged_ms INTEGER NOT NULL,
+        summaries TEXT NOT NULL,
+        totals TEXT NOT NULL
+    );
+    CREATE UNIQUE INDEX recent_by_key ON recent (user_id, strategy_id, n);
+    INSERT INTO recent SELECT * FROM rows WHERE seq > (SELECT rolled_up_to FROM journal);
+    DELETE FROM rows WHERE seq > (SELECT rolled_up_to FROM journal);
+    """,
 )
 """Each brings the file from the schema version of its index to the next one. Never changed once released.
 
-`rows`: accepted batches in order of commit (`seq`, dense). `summaries` are the batch's own counts, `totals` the key's
-after it, both [[order type, created, cancelled], ...]. `aged_ms` is the journal's own clock. A row of strategy 0
-marks a deletion: the user's rows below its n are gone. `trimmed_to`, `rolled_up_to`: the last seq that trimming has
-looked at, and that `hours` contains. `idempotency.id` grows with age.
+`rows`, and behind them `recent`: accepted batches in order of commit (`seq`, dense). `summaries` are the batch's own
+counts, `totals` the key's after it, both [[order type, created, cancelled], ...]. `aged_ms` is the journal's own clock.
+A row of strategy 0 marks a deletion: the user's rows below its n are gone. `trimmed_to`, `rolled_up_to`: the last seq
+that trimming has looked at, and that `hours` contains; `recent` holds what is younger than the latter. `idempotency.id`
+grows with age.
+
+Why two tables: in an index of many rows each new one changes a page of its own, which a commit has to write, to sync
+and to work off again. The index of `recent` is a few pages, however many rows come in; a thousand of them then go on
+to the other one together.
 """
 
-INTAKE = """
-CREATE TEMP VIEW accepted AS SELECT
-    0 AS seq, 0 AS user_id, 0 AS strategy_id, 0 AS n, 0 AS number, 0 AS accepted_ms, 0 AS aged_ms,
-    '' AS summaries, '' AS totals, 0 AS ignored, '' AS key, '' AS caller;
-CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN
-    INSERT INTO rows VALUES (
-        NEW.seq, NEW.user_id, NEW.strategy_id, NEW.n, NEW.number, NEW.accepted_ms, NEW.aged_ms, NEW.summaries,
-        NEW.totals
-    );
-    INSERT OR REPLACE INTO idempotency SELECT
-        NULL, NEW.key, NEW.caller, NEW.user_id, NEW.strategy_id, NEW.n, NEW.accepted_ms, NEW.aged_ms, NEW.ignored,
-        NEW.summaries
-    WHERE NEW.key IS NOT NULL;
-END;
-"""
-"""Lets one statement write a batch's row and its idempotency record."""
+MOST_AT_ONCE = 1024
+"""Rows of one statement at most: 8 parameters each, of 32,766 that SQLite takes."""
 
 
-def _columns(count: int) -> str:
-    return ", ".join(f"json_extract(value, '$[{index}]')" for index in range(count))
+@cache
+def accept(count: int) -> str:
+    """Write a transaction's rows; values: the seq of the first, aged_ms, then for each row user, strategy, n, number,
+    accepted_ms, summaries and totals, or seven times 0 to leave the place empty."""
+    columns = "column2, column3, column4, column5, column6, ?, column7, column8"
+    return f"INSERT INTO recent SELECT ? + column1, {columns} FROM ({_places(count, 7)}) WHERE column2 <> 0"
 
 
-ACCEPT = f"INSERT INTO accepted SELECT {_columns(12)} FROM json_each(?)"
-"""A transaction: [[seq, user, strategy, n, number, accepted_ms, aged_ms, summaries, totals, ignored, key, caller], ...]
-in the order of `accepted`."""
+@cache
+def remember(count: int) -> str:
+    """Write idempotency records; values: aged_ms, then for each key, caller, user, strategy, n, accepted_ms, ignored
+    and summaries, or eight times 0 to leave the place empty."""
+    columns = "column2, column3, column4, column5, column6, column7, ?, column8, column9"
+    return f"INSERT OR REPLACE INTO idempotency SELECT NULL, {columns} FROM ({_places(count, 8)}) WHERE column4 <> 0"
+
+
+def _places(count: int, width: int) -> str:
+    parameters = ", ?" * width
+    return "VALUES " + ", ".join(f"({index}{parameters})" for index in range(count))
+
 
 HEADS = """
-WITH RECURSIVE keys (user_id, strategy_id) AS (
-    SELECT value, (SELECT min(strategy_id) FROM rows WHERE user_id = value) FROM json_each(?)
+WITH RECURSIVE
+    asked (user_id) AS (SELECT value FROM json_each(?)),
+    keys (user_id, strategy_id) AS (
+        SELECT user_id, (SELECT min(strategy_id) FROM rows WHERE rows.user_id = asked.user_id) FROM asked
+        UNION ALL
+        SELECT user_id, (
+            SELECT min(strategy_id) FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id > keys.strategy_id
+        ) FROM keys WHERE strategy_id IS NOT NULL
+    )
+SELECT json_group_array(json_array(user_id, strategy_id, n, number, accepted_ms, json(totals))) FROM (
+    SELECT user_id, strategy_id, n, number, accepted_ms, totals FROM rows WHERE seq IN (
+        SELECT (
+            SELECT seq FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id = keys.strategy_id
+            ORDER BY n DESC LIMIT 1
+        ) FROM keys WHERE strategy_id IS NOT NULL
+    )
     UNION ALL
-    SELECT user_id, (
-        SELECT min(strategy_id) FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id > keys.strategy_id
-    ) FROM keys WHERE strategy_id IS NOT NULL
-)
-SELECT json_group_array(json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)))
-FROM rows WHERE seq IN (
-    SELECT (
-        SELECT seq FROM rows WHERE rows.user_id = keys.user_id AND rows.strategy_id = keys.strategy_id
-        ORDER BY n DESC LIMIT 1
-    ) FROM keys WHERE strategy_id IS NOT NULL
+    SELECT user_id, strategy_id, n, number, accepted_ms, totals FROM recent WHERE seq IN (
+        SELECT max(seq) FROM recent WHERE user_id IN (SELECT user_id FROM asked) GROUP BY user_id, strategy_id
+    )
 )
 """
-"""[user, ...] -> the newest row of each of their keys, deletions included: two point reads a key."""
+"""[user, ...] -> the newest row of each of their keys, deletions included: two point reads a key in `rows`. A key that
+is in both tables comes twice."""
 
 REMEMBERED = """
 SELECT json_group_array(json_array(
@@ -131,13 +162,23 @@ SELECT json_group_array(json_array(
 FROM idempotency WHERE key = :key AND aged_ms >= :oldest_ms
 """
 
-ROWS_AT = """
+_ROW = "json_array(user_id, strategy_id, n, number, accepted_ms, json(totals))"
+
+_ASKED_KEY = "user_id = asked.user_id AND strategy_id = asked.strategy_id"
+
+ROWS_AT = f"""
 SELECT json_group_array(json_array(
-    (SELECT max(n) FROM rows WHERE user_id = asked.user_id AND strategy_id = 0),
-    (SELECT number FROM rows WHERE user_id = asked.user_id AND strategy_id = asked.strategy_id ORDER BY n LIMIT 1),
-    json((
-        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
-        WHERE user_id = asked.user_id AND strategy_id = asked.strategy_id AND n <= asked.n ORDER BY n DESC LIMIT 1
+    coalesce(
+        (SELECT max(n) FROM recent WHERE user_id = asked.user_id AND strategy_id = 0),
+        (SELECT max(n) FROM rows WHERE user_id = asked.user_id AND strategy_id = 0)
+    ),
+    coalesce(
+        (SELECT number FROM rows WHERE {_ASKED_KEY} ORDER BY n LIMIT 1),
+        (SELECT number FROM recent WHERE {_ASKED_KEY} ORDER BY n LIMIT 1)
+    ),
+    json(coalesce(
+        (SELECT {_ROW} FROM recent WHERE {_ASKED_KEY} AND n <= asked.n ORDER BY n DESC LIMIT 1),
+        (SELECT {_ROW} FROM rows WHERE {_ASKED_KEY} AND n <= asked.n ORDER BY n DESC LIMIT 1)
     ))
 ))
 FROM (
@@ -149,24 +190,28 @@ FROM (
 """[[user, strategy, n], ...] -> for each of them, in order, what judges the position: the place of the user's deletion,
 the number of the key's oldest row, and its newest row at or below n; each null when there is none."""
 
-KEY_RECORD = """
+_THE_KEY = "user_id = :user_id AND strategy_id = :strategy_id"
+
+KEY_RECORD = f"""
 SELECT json_array(
-    json((
-        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
-        WHERE user_id = :user_id AND strategy_id = :strategy_id ORDER BY n DESC LIMIT 1
+    json(coalesce(
+        (SELECT {_ROW} FROM recent WHERE {_THE_KEY} ORDER BY n DESC LIMIT 1),
+        (SELECT {_ROW} FROM rows WHERE {_THE_KEY} ORDER BY n DESC LIMIT 1)
     )),
-    json((
-        SELECT json_array(user_id, strategy_id, n, number, accepted_ms, json(totals)) FROM rows
-        WHERE user_id = :user_id AND strategy_id = :strategy_id ORDER BY n LIMIT 1
+    json(coalesce(
+        (SELECT {_ROW} FROM rows WHERE {_THE_KEY} ORDER BY n LIMIT 1),
+        (SELECT {_ROW} FROM recent WHERE {_THE_KEY} ORDER BY n LIMIT 1)
     ))
 )
 """
 
-BATCHES = """
+_ASKED_BATCH = f"{_THE_KEY} AND n > :after_n AND accepted_ms >= :from_ms AND accepted_ms < :to_ms"
+
+BATCHES = f"""
 SELECT json_group_array(json_array(n, accepted_ms, json(summaries))) FROM (
-    SELECT n, accepted_ms, summaries FROM rows
-    WHERE user_id = :user_id AND strategy_id = :strategy_id AND n > :after_n
-        AND accepted_ms >= :from_ms AND accepted_ms < :to_ms
+    SELECT n, accepted_ms, summaries FROM rows WHERE {_ASKED_BATCH}
+    UNION ALL
+    SELECT n, accepted_ms, summaries FROM recent WHERE {_ASKED_BATCH}
     ORDER BY n LIMIT :limit
 )
 """
@@ -184,8 +229,8 @@ WITH RECURSIVE
         UNION ALL
         SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id,
             json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
-        FROM rows CROSS JOIN json_each(summaries)
-        WHERE seq > (SELECT rolled_up_to FROM journal) AND +user_id IN (SELECT user_id FROM asked)
+        FROM recent CROSS JOIN json_each(summaries)
+        WHERE user_id IN (SELECT user_id FROM asked)
             AND accepted_ms / {HOUR_MS} >= :first_hour AND accepted_ms / {HOUR_MS} < :end_hour
     )
 SELECT json_group_array(json_array(hour, user_id, strategy_id, order_type, created, cancelled)) FROM (
@@ -193,38 +238,62 @@ SELECT json_group_array(json_array(hour, user_id, strategy_id, order_type, creat
     FROM counted WHERE :strategy_id IS NULL OR strategy_id = :strategy_id GROUP BY 1, 2, 3, 4
 )
 """
-"""What is rolled up, and the rows that are not yet: one statement sees one state of both.
+"""What is rolled up, and the rows that are not yet: one statement sees one state of both."""
 
-`+user_id`: by seq the latter are few; by the index of keys every row that the users ever had would be looked at.
-"""
+_USUAL_TYPES = 4
+"""So many order types of a batch are taken out by their place, which takes a third of the time that looking at each
+element of a list does."""
+
+
+def _summary(json: str, path: str) -> str:
+    counts = ", ".join(f"json_extract({json}, '{path}[{index}]')" for index in range(3))
+    return f"SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id, {counts}"
+
+
+_COUNTED = " UNION ALL ".join(
+    (
+        *(
+            f"{_summary('summaries', f'$[{place}]')} FROM recent WHERE json_array_length(summaries) > {place}"
+            for place in range(_USUAL_TYPES)
+        ),
+        f"{_summary('value', '$')} FROM recent CROSS JOIN json_each(summaries) "
+        f"WHERE json_array_length(summaries) > {_USUAL_TYPES} AND key >= {_USUAL_TYPES}",
+    )
+)
 
 ROLL_UP = (
     f"""
-    INSERT INTO hours
-    SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id, json_extract(value, '$[0]'),
-        sum(json_extract(value, '$[1]')), sum(json_extract(value, '$[2]'))
-    FROM rows CROSS JOIN json_each(summaries)
-    WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq
-    GROUP BY 1, 2, 3, 4
+    INSERT INTO hours {_COUNTED}
     ON CONFLICT DO UPDATE SET created = created + excluded.created, cancelled = cancelled + excluded.cancelled
     """,
     f"""
-    INSERT OR REPLACE INTO hour_ages SELECT accepted_ms / {HOUR_MS}, max(aged_ms) FROM rows
-    WHERE seq > (SELECT rolled_up_to FROM journal) AND seq <= :to_seq AND strategy_id > 0 GROUP BY 1
+    INSERT OR REPLACE INTO hour_ages
+    SELECT accepted_ms / {HOUR_MS}, max(aged_ms) FROM recent WHERE strategy_id > 0 GROUP BY 1
     """,
+    "INSERT INTO rows SELECT * FROM recent ORDER BY seq",
     "UPDATE journal SET rolled_up_to = :to_seq",
+    "DELETE FROM recent",
 )
+"""All that is recent, at once: emptying a table is one act, taking single rows from it costs as much as putting them
+in."""
 
 OLDEST_AGES = """
 SELECT
-    (SELECT aged_ms FROM rows WHERE seq > :trimmed_to ORDER BY seq LIMIT 1),
+    coalesce(
+        (SELECT aged_ms FROM rows WHERE seq > :trimmed_to ORDER BY seq LIMIT 1),
+        (SELECT aged_ms FROM recent ORDER BY seq LIMIT 1)
+    ),
     (SELECT aged_ms FROM idempotency ORDER BY id LIMIT 1),
     (SELECT min(aged_ms) FROM hour_ages)
 """
 
 NEXT_ROWS = """
-SELECT max(seq), max(CASE WHEN aged_ms < :oldest_ms THEN seq END)
-FROM (SELECT seq, aged_ms FROM rows WHERE seq > :trimmed_to ORDER BY seq LIMIT :step)
+SELECT max(seq), max(CASE WHEN aged_ms < :oldest_ms THEN seq END) FROM (
+    SELECT seq, aged_ms FROM rows WHERE seq > :trimmed_to
+    UNION ALL
+    SELECT seq, aged_ms FROM recent
+    ORDER BY seq LIMIT :step
+)
 """
 """The rows that trimming would look at next: the last of them, and the last that is too old."""
 
@@ -266,15 +335,24 @@ DELETE_USER = (
     "DELETE FROM idempotency WHERE user_id = :user_id",
     "DELETE FROM hours WHERE hour IN (SELECT hour FROM hour_ages) AND user_id = :user_id",
     "DELETE FROM rows WHERE user_id = :user_id",
-    "INSERT INTO rows VALUES (:seq, :user_id, 0, :n, 0, :accepted_ms, :aged_ms, '[]', '[]')",
+    "DELETE FROM recent WHERE user_id = :user_id",
+    "INSERT INTO recent VALUES (:seq, :user_id, 0, :n, 0, :accepted_ms, :aged_ms, '[]', '[]')",
 )
 
 SIZES = "SELECT page_count, freelist_count, page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 
-MARKS = "SELECT coalesce((SELECT max(seq) FROM rows), 0), trimmed_to, rolled_up_to FROM journal"
+LAST_SEQ = "SELECT coalesce((SELECT max(seq) FROM recent), (SELECT max(seq) FROM rows), 0)"
+
+MARKS = f"SELECT ({LAST_SEQ}), trimmed_to, rolled_up_to FROM journal"
+
+COUNT_USER = """
+SELECT (SELECT count(*) FROM rows WHERE user_id = :user_id AND strategy_id > 0)
+    + (SELECT count(*) FROM recent WHERE user_id = :user_id AND strategy_id > 0)
+"""
 
 LAST_AGE = """
 SELECT max(
+    coalesce((SELECT aged_ms FROM recent ORDER BY seq DESC LIMIT 1), 0),
     coalesce((SELECT aged_ms FROM rows ORDER BY seq DESC LIMIT 1), 0),
     coalesce((SELECT aged_ms FROM idempotency ORDER BY id DESC LIMIT 1), 0),
     coalesce((SELECT max(aged_ms) FROM hour_ages), 0)

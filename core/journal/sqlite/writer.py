@@ -28,18 +28,19 @@ from core.journal.base import (
     JournalLimits,
     Load,
     Work,
+    sort_out,
 )
 from core.journal.files import is_there
 from core.journal.sqlite import schema
 from core.journal.sqlite.heads import Heads
 from core.journal.sqlite.opening import NO_ROOM, JournalFile
-from core.journal.sqlite.packing import pack, pack_summaries, unpack_remembered, unpack_rows
+from core.journal.sqlite.packing import Values, pack, pack_records, pack_rows, unpack_remembered, unpack_rows
 from core.journal.transaction import Remembered, Transaction
 from core.totals import Row
 
 STEP_ROWS = 1000
-"""Rows between two rounds of housekeeping, and rows that a round trims or rolls up beyond those that came in: some
-milliseconds, and a log of about 4 MiB."""
+"""Rows between two rounds of housekeeping, all of which it rolls up, and rows that a round trims beyond those that came
+in: about ten milliseconds, and a log of 2 to 10 MiB. The more at once, the more of them share a page to be written."""
 
 ROUND_MS = 1000
 """Time between two rounds when fewer rows come in."""
@@ -49,13 +50,15 @@ SOFT_LIMIT = 15 / 16
 
 _SYNC_FAILURES = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
+Statement = tuple[str, Values | Mapping[str, int]]
+
 _log = logging.getLogger("tallywire.journal")
 
 
 class _Due(Struct, frozen=True):
     """One step of housekeeping, and the marks that it leaves."""
 
-    statements: list[tuple[str, Mapping[str, int]]]
+    statements: list[Statement]
     trim_to: int
     roll_to: int
 
@@ -85,16 +88,13 @@ class Writer:
         self._used_bytes = 0
         self._maintained_seq = self._last_seq
         self._maintained_ms = self._aged_ms()
-        self._connection.executescript(schema.INTAKE)
         self._look()
 
     # ---- work
 
     def work(self, group: Sequence[Work]) -> list[Work]:
         """All that waited: one transaction for its commits, then deletions, then loads; answers them in that order."""
-        commits = [work for work in group if isinstance(work, Commit)]
-        deletions = [work for work in group if isinstance(work, Deletion)]
-        loads = [work for work in group if isinstance(work, Load)]
+        commits, deletions, loads = sort_out(group)
         if commits:
             self._commit(commits)
         for deletion in deletions:
@@ -104,13 +104,10 @@ class Writer:
         self._heads.shrink()
         return [*commits, *deletions, *loads]
 
-    def committed_n(self, user_id: int) -> int:
-        """The user's last n, 0 before the first batch."""
-        return self._heads.user(user_id).n
-
-    def committed_head(self, user_id: int, strategy_id: int) -> Row:
-        """The key's newest row."""
-        return self._heads.user(user_id).heads.get(strategy_id) or Row.before_the_first(user_id, strategy_id)
+    def committed(self, user_id: int, strategy_id: int) -> tuple[int, Row]:
+        """The user's last n, 0 before the first batch, and the key's newest row."""
+        user = self._heads.user(user_id)
+        return user.n, user.heads.get(strategy_id) or Row.before_the_first(user_id, strategy_id)
 
     def remembered(self, key: IdempotencyKey) -> Remembered | None:
         """What was counted under an idempotency key within the window."""
@@ -138,16 +135,16 @@ class Writer:
         if transaction.accepted:
             if self.refusal is not None:
                 return self.refusal
-            self.accept(self._packed(transaction))
+            self.accept(self._statements(transaction))
             self._apply(transaction)
         return None
 
-    def accept(self, packed: str) -> None:
-        """Make a transaction durable, see `schema.ACCEPT`. Raises sqlite3.Error."""
+    def accept(self, statements: Sequence[Statement]) -> None:
+        """Make a transaction durable. Raises sqlite3.Error."""
         if self._connection.in_transaction:
             # It would succeed, within a transaction that nobody commits.
             raise AssertionError("a transaction was left open")
-        self._connection.execute(schema.ACCEPT, (packed,))
+        self._transact(statements)
 
     def _record(self, commits: Sequence[Commit]) -> Transaction:
         self._refresh()
@@ -156,7 +153,7 @@ class Writer:
         self._fetch_remembered(entries)
         transaction = Transaction(self, self._aged_ms())
         for commit in commits:
-            commit.outcomes = [transaction.record(entry) for entry in commit.entries]
+            commit.outcomes = transaction.record(commit.entries)
         return transaction
 
     def _refresh(self) -> None:
@@ -172,32 +169,28 @@ class Writer:
 
     def _fetch_remembered(self, entries: Sequence[Entry]) -> None:
         keys = {entry.idempotency for entry in entries if entry.idempotency is not None}
-        asked = pack((idempotency.key, idempotency.caller) for idempotency in keys)
-        self._remembered = unpack_remembered(self._text(schema.REMEMBERED, asked)) if keys else {}
+        self._remembered = {}
+        if keys:
+            asked = pack((idempotency.key, idempotency.caller) for idempotency in keys)
+            self._remembered = unpack_remembered(self._text(schema.REMEMBERED, asked))
 
-    def _packed(self, transaction: Transaction) -> str:
-        return pack(
-            (
-                seq,
-                row.user_id,
-                row.strategy_id,
-                row.n,
-                row.number,
-                row.accepted_ms,
-                transaction.aged_ms,
-                pack_summaries(entry.summaries),
-                pack_summaries(row.totals.summaries),
-                entry.ignored,
-                entry.idempotency and entry.idempotency.key,
-                entry.idempotency and entry.idempotency.caller,
-            )
-            for seq, (row, entry) in enumerate(transaction.accepted, self._last_seq + 1)
-        )
+    def _statements(self, transaction: Transaction) -> list[Statement]:
+        aged_ms = transaction.aged_ms
+        statements: list[Statement] = []
+        for first in range(0, len(transaction.accepted), schema.MOST_AT_ONCE):
+            rows = transaction.accepted[first : first + schema.MOST_AT_ONCE]
+            places = _places(len(rows))
+            seq = self._last_seq + 1 + first
+            statements.append((schema.accept(places), pack_rows(rows, seq, aged_ms, places)))
+            if transaction.remembered:
+                keyed = [(row, entry) for row, entry in rows if entry.idempotency is not None]
+                places = _places(len(keyed))
+                statements.append((schema.remember(places), pack_records(keyed, aged_ms, places)))
+        return statements
 
     def _apply(self, transaction: Transaction) -> None:
         self._last_seq += len(transaction.accepted)
-        for row, _entry in transaction.accepted:
-            self._heads.apply(row)
+        self._heads.apply(row for row, _entry in transaction.accepted)
 
     def _load(self, loads: Sequence[Load]) -> None:
         try:
@@ -240,9 +233,7 @@ class Writer:
             "accepted_ms": 0,
             "aged_ms": self._aged_ms(),
         }
-        (rows,) = self._connection.execute(
-            "SELECT count(*) FROM rows WHERE user_id = ? AND strategy_id > 0", (deletion.user_id,)
-        ).fetchone()
+        (rows,) = self._connection.execute(schema.COUNT_USER, {"user_id": deletion.user_id}).fetchone()
         self._transact([(statement, values) for statement in schema.DELETE_USER])
         self._last_seq += 1
         self._heads.forget(deletion.user_id)
@@ -275,6 +266,10 @@ class Writer:
                 self._work_off_log()
                 self._look()
             self._maintained_seq, self._maintained_ms = self._last_seq, self._aged_ms()
+        except sqlite3.IntegrityError as error:
+            # Two rows at one place: no position can be trusted any more.
+            self.fail(f"the journal {self._file.path} contradicts itself ({error})")
+            return False
         except sqlite3.Error as error:
             self._failure(error)
             return False
@@ -284,17 +279,16 @@ class Writer:
         """One step of all that is due."""
         now_ms = self._aged_ms()
         step = STEP_ROWS + self._last_seq - self._maintained_seq
-        statements: list[tuple[str, Mapping[str, int]]] = []
+        statements: list[Statement] = []
         oldest_row_ms, oldest_key_ms, oldest_hour_ms = self._connection.execute(
             schema.OLDEST_AGES, {"trimmed_to": self._trimmed_to}
         ).fetchone()
         trim_to = self._trim_to(oldest_row_ms, now_ms - self._limits.max_age_ms, step)
         roll_to = self._rolled_up_to
+        # Nothing is trimmed before it has been rolled up: the hours would miss it.
         if self._last_seq - roll_to >= enough_rows or trim_to > roll_to:
-            roll_to = min(self._last_seq, roll_to + step)
+            roll_to = self._last_seq
             statements += [(statement, {"to_seq": roll_to}) for statement in schema.ROLL_UP]
-        # Only what has been rolled up: the hours would miss it.
-        trim_to = min(trim_to, roll_to)
         if trim_to > self._trimmed_to:
             statements += [(statement, {"to_seq": trim_to}) for statement in schema.TRIM]
         oldest_ms = self.oldest_key_ms()
@@ -371,7 +365,11 @@ class Writer:
         (text,) = self._connection.execute(statement, (parameter,)).fetchone()
         return str(text)
 
-    def _transact(self, statements: Sequence[tuple[str, Mapping[str, int]]]) -> None:
+    def _transact(self, statements: Sequence[Statement]) -> None:
+        """Commit them together; one alone commits by itself. Raises sqlite3.Error, and nothing of it has happened."""
+        if len(statements) == 1:
+            self._connection.execute(*statements[0])
+            return
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for statement, values in statements:
@@ -405,3 +403,8 @@ class Writer:
         else:
             _log.error("Journal error", extra={"reason": str(error), "code": getattr(error, "sqlite_errorname", None)})
         return OutcomeUnknown()
+
+
+def _places(rows: int) -> int:
+    """How many places a statement has for so many rows: few different statements, that stay prepared."""
+    return 1 << max(rows - 1, 0).bit_length()
