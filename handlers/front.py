@@ -42,6 +42,9 @@ LINGER_BYTES = 2**20
 """What a client goes on sending after an answer that ends the connection is thrown away, so much and so long: an early
 close would reset the connection, and the answer would be lost with it."""
 
+MAX_IDLE_BYTES = 16 * 1024
+"""Read within a chunked body without any of the body in it."""
+
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _log = logging.getLogger("tallywire.http")
@@ -79,6 +82,11 @@ class Request:
         """The value of a header, None without it."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def framing(self) -> bytes:
+        """The headers that say where its body ends."""
+        names = (b"content-length", b"transfer-encoding")
+        return b"".join(b"%b: %b\r\n" % (name, self.headers[name]) for name in names if name in self.headers)
 
     def closes(self) -> bool:
         """The connection ends behind the answer."""
@@ -164,6 +172,37 @@ class Front:
             connection.end()
 
 
+class _Continuation:
+    """What llhttp calls behind a declined upgrade: the head that it is fed first is not news."""
+
+    def __init__(self, connection: "FrontConnection") -> None:
+        self._is_past_head = False
+        self._connection = connection
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+    def on_message_begin(self) -> None:
+        """See `FrontConnection`."""
+        if self._is_past_head:
+            self._connection.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """See `FrontConnection`."""
+        if self._is_past_head:
+            self._connection.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See `FrontConnection`."""
+        if self._is_past_head:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """See `FrontConnection`."""
+        if self._is_past_head:
+            self._connection.on_headers_complete()
+        self._is_past_head = True
+
+
 class FrontConnection:
     """One connection of a client.
 
@@ -176,6 +215,7 @@ class FrontConnection:
         "_ends",
         "_front",
         "_head_bytes",
+        "_idle_bytes",
         "_is_advancing",
         "_is_asked",
         "_is_paused",
@@ -201,6 +241,8 @@ class FrontConnection:
         """The request whose head is arriving."""
         self._head_bytes = 0
         """Of that head, those of the read that it began in aside."""
+        self._idle_bytes = 0
+        """Read since the last head, or the last piece of its body."""
         self._queue: deque[Request] = deque()
         """Requests whose head has arrived. The first is being answered once there is a responder."""
         self._malformed: TallywireError | None = None
@@ -259,11 +301,13 @@ class FrontConnection:
         request.version = parser.get_http_version()
         request.keeps_alive = parser.should_keep_alive()
         self._parsed = None
+        self._idle_bytes = 0
         self._queue.append(request)
 
     def on_body(self, chunk: bytes) -> None:
         """Some of the body of the last request."""
         self._queue[-1].pieces.append(chunk)
+        self._idle_bytes = 0
 
     def on_message_complete(self) -> None:
         """The last request is complete."""
@@ -293,25 +337,44 @@ class FrontConnection:
         parser = self._parser
         if parser is None:
             return
-        was_within_head = self._parsed is not None
+        head_before, self._idle_bytes = self._parsed, self._idle_bytes + len(data)
         try:
             parser.feed_data(data)
-        except HttpParserUpgrade:
-            # We speak nothing else: the request is answered as it is, what follows in another tongue is not read.
-            self._queue[-1].keeps_alive = False
+        except HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
+            return
         except HttpParserError as error:
             # Nothing is read behind a request that ends the connection, so nothing can be wrong with it.
             if not (self._queue and self._queue[-1].is_complete and self._queue[-1].closes()):
                 self._malformed = MalformedRequest(str(error))
-        if self._parsed is None or self._malformed is not None:
             return
-        if not was_within_head:
+        if self._parsed is not None:
+            self._bound_head(head_before, len(data))
+        elif self._idle_bytes > MAX_IDLE_BYTES and self._queue and not self._queue[-1].is_complete:
+            self._malformed = MalformedRequest("Chunk extensions are too long")
+
+    def _bound_head(self, head_before: Request | None, read_bytes: int) -> None:
+        """A head is arriving, `head_before` was when this read came."""
+        if self._parsed is not head_before:
             self._head_bytes = 0
             self.deadline = self._front.loop.time() + self._front.limits.header_seconds
             return
-        self._head_bytes += len(data)
+        self._head_bytes += read_bytes
         if self._head_bytes > self._front.limits.header_bytes:
             self._malformed = HeadTooLarge(self._front.limits.header_bytes)
+
+    def _decline_upgrade(self, behind: bytes) -> None:
+        """llhttp takes the head for the end of a message whose connection changes to another protocol. We speak no
+        other, so the request goes on as if nothing had been offered (RFC 9110, section 7.8)."""
+        request = self._queue[-1]
+        if request.method == b"CONNECT":
+            request.keeps_alive = False
+            return
+        request.is_complete = False
+        self._parser = HttpRequestParser(_Continuation(self))
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % request.framing())
+        if behind:
+            self._parse(behind)
 
     def _on_end_of_input(self) -> None:
         """The client has closed, or sends nothing more and still reads: what it has asked for is answered."""
@@ -353,6 +416,10 @@ class FrontConnection:
         if request.head_bytes > self._front.limits.header_bytes:
             self.refuse(HeadTooLarge(self._front.limits.header_bytes))
             return False
+        if request.headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            # llhttp takes any list that ends with it. What a proxy makes of such a list nobody knows.
+            self.refuse(MalformedRequest("Transfer-Encoding can only be chunked"))
+            return False
         self._is_asked = False
         if not request.is_complete:
             self.deadline = self._front.loop.time() + self._front.limits.body_seconds
@@ -380,7 +447,7 @@ class FrontConnection:
             self._pause_reading()
         elif self._malformed is not None and not self._ends and not (self._queue and self._queue[0].is_complete):
             self.refuse(self._malformed)
-        elif not self._queue:
+        elif not self._queue or not self._queue[0].is_complete:
             self._resume_reading()
 
     def _is_pipelining(self) -> bool:

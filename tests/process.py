@@ -17,6 +17,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = (str(ROOT / "server.py"),)
+FRONT_VARIABLE = "TALLYWIRE_HTTP"
+"""The one setting of this process' own environment that its servers follow: which front they serve with."""
+
 START_SECONDS = 20
 """How long a server may take to become ready, on a machine that is busy with other things."""
 
@@ -111,7 +114,7 @@ def running_server(
                     *arguments,
                 ],
                 cwd=directory,
-                env={name: value for name, value in os.environ.items() if not name.startswith("TALLYWIRE_")},
+                env=_environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 text=True,
@@ -123,6 +126,13 @@ def running_server(
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, without settings but the front."""
+    return {
+        name: value for name, value in os.environ.items() if name == FRONT_VARIABLE or not name.startswith("TALLYWIRE_")
+    }
 
 
 def broken(patch: str) -> tuple[str, str]:

@@ -20,9 +20,17 @@ import server
 from core.hub import Hub
 from core.settings import Settings
 from core.sse import EventParser, ServerSentEvent
+from tests.fronts import FRONTS
 
 DEADLINE_SECONDS = 10
 """For whatever the test waits for: it never decides whether a test passes on a machine that works."""
+
+
+@pytest.fixture(params=FRONTS)
+def http(request: pytest.FixtureRequest) -> str:
+    """Which front reads the requests: every test that talks to a listener runs over each."""
+    front: str = request.param
+    return front
 
 
 @pytest.fixture
@@ -45,10 +53,26 @@ def hub(io_loop: IOLoop, settings: Settings, tmp_path: Path) -> Hub:
 
 
 @pytest.fixture
-def servers(io_loop: IOLoop, hub: Hub, settings: Settings) -> Iterator[server.Listeners]:
+def servers(io_loop: IOLoop, hub: Hub, settings: Settings, http: str) -> Iterator[server.Listeners]:
     """Both listeners as they are served, left as they are left at the end."""
     listeners = server.bind(settings)
-    http_servers = server.start_servers(settings, hub, listeners)
+    # Here and not in `settings`, which tests override: none of them can forget a front.
+    http_servers = server.start_servers(replace(settings, http=http), hub, listeners)
+    yield listeners
+    for http_server in http_servers:
+        http_server.stop()
+    io_loop.run_sync(lambda: server.leave(settings, hub, http_servers))
+
+
+@pytest.fixture
+def fronts(io_loop: IOLoop, hub: Hub, settings: Settings) -> Iterator[dict[str, server.Listeners]]:
+    """Every front at once, on one hub: the same bytes can be sent to each."""
+    listeners = {front: server.bind(settings) for front in FRONTS}
+    http_servers = [
+        http_server
+        for front, bound in listeners.items()
+        for http_server in server.start_servers(replace(settings, http=front), hub, bound)
+    ]
     yield listeners
     for http_server in http_servers:
         http_server.stop()
@@ -68,7 +92,17 @@ def base_url(servers: server.Listeners) -> str:
 
 @pytest.fixture
 def public_port(servers: server.Listeners) -> int:
-    port: int = servers.public[0].getsockname()[1]
+    return port_of(servers.public)
+
+
+@pytest.fixture
+def internal_port(servers: server.Listeners) -> int:
+    return port_of(servers.internal)
+
+
+def port_of(sockets: list[socket.socket]) -> int:
+    """The port that these sockets listen on."""
+    port: int = sockets[0].getsockname()[1]
     return port
 
 
