@@ -23,8 +23,8 @@ from core.journal.sqlite.driver import SqliteJournal
 from core.journal.sqlite.heads import Heads
 from core.journal.sqlite.writer import Statement, Writer
 from core.subscriber import StreamKey
+from handlers import emit as emit_route
 from handlers.connection import Connection
-from handlers.emit import EmitHandler
 
 COMMIT_SECONDS, CHECKPOINT_SECONDS, RECOVERY_SECONDS = 0.004, 0.006, 0.012
 """About twice what each takes here on average: a kill at a random time in it hits every part, or the moment behind."""
@@ -164,14 +164,14 @@ def in_fan_out(countdown: Countdown) -> None:
 
 def before_answer(countdown: Countdown) -> None:
     """Committed and published; the caller has not been told."""
-    finish = EmitHandler.finish
+    answer = emit_route._Call._answer
 
-    def die_and_finish(self: EmitHandler, *arguments: Any) -> Any:
-        if self.get_status() == 200:
+    def die_and_answer(self: emit_route._Call) -> None:
+        if self.error is None:
             countdown.hit()
-        return finish(self, *arguments)
+        answer(self)
 
-    replace(EmitHandler, "finish", die_and_finish)
+    replace(emit_route._Call, "_answer", die_and_answer)
 
 
 class WatchedConnection:

@@ -23,7 +23,7 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "keep_hours": (13, "13"),
     "keep_bytes": (2**21, "2097152"),
     "idempotency_hours": (14, "14"),
-    "http": ("lean", "lean"),
+    "http": ("tornado", "tornado"),
     "loop": ("uvloop", "uvloop"),
     "drain_seconds": (15, "15"),
     "log_level": ("debug", "debug"),
