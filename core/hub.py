@@ -110,22 +110,26 @@ class Intake:
 class EmitCall(Commit):
     """One call of an order service: its batches are committed together and answered together, in their order.
 
-    `resolved` is called once: within `Hub.commit` when nothing is to be journalled, else in the step of the loop that
-    publishes the last batch. By then `answers` are complete, or `error` says why there are none. A callback instead of
-    a future: the answer leaves in the same turn of the loop, 4 us of an emit earlier and cheaper.
+    Whoever makes one overrides `resolved`. A method instead of a future: the answer leaves in the same turn of the
+    loop, 4 us of an emit earlier and cheaper; and instead of a callback: with one of its own every call would be a
+    cycle, and the collector would hold the loop for 30 ms every few seconds.
     """
 
-    __slots__ = ("answers", "caller", "error", "pending", "resolved")
+    __slots__ = ("answers", "caller", "error", "pending")
 
-    def __init__(self, caller: str, resolved: Callable[[], None]) -> None:
+    def __init__(self, caller: str) -> None:
         super().__init__()
         self.caller = caller
-        self.resolved = resolved
         self.answers: list[Answer] = []
         """While a batch waits for its commit, UNRESOLVED stands in the place of its answer."""
         self.pending: list[_Pending] = []
         """For each entry, what its answer needs beside the outcome."""
         self.error: TallywireError | None = None
+
+    def resolved(self) -> None:
+        """Called once: within `Hub.commit` when nothing is to be journalled, else in the step of the loop that
+        publishes the last batch. By then `answers` are complete, or `error` says why there are none."""
+        raise NotImplementedError
 
 
 class _Pending(Struct, frozen=True, gc=False):

@@ -11,9 +11,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from core.registry import User
-from core.subscriber import StreamKey, Subscriber
+from core.subscriber import State, StreamKey, Subscriber
 
-STEP_SECONDS = 0.002
+STEP_SECONDS = 0.001
 """How long one step may publish and write before others on the loop get their turn."""
 
 WRITES_BETWEEN_LOOKS = 64
@@ -167,7 +167,7 @@ def _bring_up_to_date(key: StreamKey, portion: list[Subscriber]) -> None:
             key.bring_up_to_date(portion)
         except Exception:
             _log.exception("Fan-out failed")
-            rest = [subscriber for subscriber in portion if not subscriber.has_ended and subscriber.behind()]
+            rest = [each for each in portion if each.state is State.READY and each.behind()]
             if len(rest) == len(portion):
                 # It failed before it could be told from the others: its frame cannot even be made.
                 rest.pop(0).close("fault")

@@ -46,6 +46,8 @@ class ApplicationCall:
         self._moved = asyncio.Event()
         """More of the body has come, or no more will."""
         self._is_complete = False
+        self._is_told = False
+        """The handler has been told that the request is complete."""
         self._has_left = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -63,7 +65,7 @@ class ApplicationCall:
         """The client has left, or what it sent cannot be read."""
         self._has_left = True
         self._moved.set()
-        self._answer.leave(tell_handler=self._is_complete)
+        self._answer.leave(tell_handler=self._is_told)
 
     async def _run(self) -> None:
         delegate = self._application.start_request(self._connection, self._answer)
@@ -74,19 +76,20 @@ class ApplicationCall:
             begun = delegate.headers_received(self._start_line(), headers)
             if begun is not None:
                 await begun
-            if headers.get("Expect", "").lower() == "100-continue" and not self._answer.is_finished:
+            if headers.get("Expect", "").lower() == "100-continue" and not (self._answer.is_finished or self._has_left):
                 self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._pass_on_body(delegate)
             if not self._answer.is_finished:
                 is_open = False
+                self._is_told = True
                 delegate.finish()
             await self._answer.finished.wait()
         except HTTPInputError as error:
-            self._connection.refuse(MalformedRequest(str(error)))
+            self._connection.refuse(MalformedRequest(str(error)), self._request)
         except StreamClosedError:
             pass
         except Exception:
-            _log.exception("Uncaught exception", extra={"path": self._request.target.decode("latin-1")})
+            _log.exception("Uncaught exception", extra={"path": self._request.path.decode("latin-1")})
             self._connection.end()
         finally:
             if is_open:
@@ -96,6 +99,8 @@ class ApplicationCall:
         """Raises HTTPInputError for a body that is too large, StreamClosedError when the client leaves within it."""
         received_bytes = 0
         while True:
+            if self._has_left:
+                raise StreamClosedError
             while self._pieces:
                 piece = self._pieces.popleft()
                 received_bytes += len(piece)
@@ -107,8 +112,6 @@ class ApplicationCall:
                         await taken
             if self._is_complete or self._answer.is_finished:
                 return
-            if self._has_left:
-                raise StreamClosedError
             self._moved.clear()
             await self._moved.wait()
 
@@ -120,7 +123,7 @@ class ApplicationCall:
     def _headers(self) -> HTTPHeaders:
         headers = HTTPHeaders()
         for name, value in self._request.headers.items():
-            headers.add(name.decode("latin-1"), value.decode("latin-1").strip(" \t"))
+            headers.add(name.decode("latin-1"), value.decode("latin-1"))
         return headers
 
 

@@ -43,8 +43,10 @@ _log = logging.getLogger("tallywire.http")
 
 Headers = tuple[tuple[str, str], ...]
 
+SERVER_HEADER: Headers = (("Server", "tallywire"),)
+
 DEFAULT_HEADERS: Headers = (
-    ("Server", "tallywire"),
+    *SERVER_HEADER,
     ("Cache-Control", "no-store"),
     ("X-Content-Type-Options", "nosniff"),
 )
@@ -233,17 +235,19 @@ def _http_date(unix_seconds: int) -> str:
     return formatdate(unix_seconds, usegmt=True)
 
 
-def answer_bytes(status: int, headers: Headers, request_id: str, body: bytes) -> bytes:
+def answer_bytes(
+    status: int, headers: Headers, request_id: str, body: bytes, defaults: Headers = DEFAULT_HEADERS
+) -> bytes:
     """A whole answer as it goes on the wire, with the headers that every answer has and these."""
     own = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    usual = _usual_headers(status, int(time.time()))
+    usual = _usual_headers(status, int(time.time()), defaults)
     head = f"{usual}{own}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode("latin-1") + body
 
 
 @lru_cache(16)
-def _usual_headers(status: int, unix_seconds: int) -> str:
-    headers = (("Date", _http_date(unix_seconds)), *DEFAULT_HEADERS)
+def _usual_headers(status: int, unix_seconds: int, defaults: Headers) -> str:
+    headers = (("Date", _http_date(unix_seconds)), *defaults)
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers)
 
 

@@ -20,7 +20,17 @@ from core.errors import InternalError, TallywireError, Unavailable
 from core.hub import Hub
 from core.subscriber import StreamOptions
 from handlers.application import ApplicationCall
-from handlers.base import Headers, Services, answer_bytes, log_refusal, problem_body, problem_headers, request_id
+from handlers.base import (
+    DEFAULT_HEADERS,
+    SERVER_HEADER,
+    Headers,
+    Services,
+    answer_bytes,
+    log_refusal,
+    problem_body,
+    problem_headers,
+    request_id,
+)
 from handlers.emit import EmitResponse, Reception
 from handlers.front import Dispatch, FrontConnection, Request, Responder
 from handlers.stream import STREAM_HEADERS, accepts_event_stream, open_stream, read_stream_request, stream_head
@@ -33,6 +43,9 @@ _ORDINARY_HOST = re.compile(rb"[A-Za-z0-9.\-_]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0
 
 _log = logging.getLogger("tallywire.http")
 
+_waiting: set[asyncio.Task[None]] = set()
+"""Streams whose opening waits for the journal."""
+
 HotRoute = Callable[["Exchange"], Responder]
 HotRoutes = Mapping[tuple[bytes, bytes], HotRoute]
 """By method and path."""
@@ -42,10 +55,9 @@ def dispatcher(application: HTTPServerConnectionDelegate, hot: HotRoutes) -> Dis
     """The hot routes answer what is theirs; everything else is the application's."""
 
     def dispatch(connection: FrontConnection, request: Request) -> Responder:
-        path = request.target.partition(b"?")[0]
-        route = hot.get((request.method, path))
+        route = hot.get((request.method, request.path))
         if route is not None and is_ordinary(request):
-            return route(Exchange(connection, request, path))
+            return route(Exchange(connection, request))
         return ApplicationCall(connection, request, application)
 
     return dispatch
@@ -82,40 +94,40 @@ def is_ordinary_host(host: bytes) -> bool:
 class Exchange:
     """One request to a hot route, and its answer."""
 
-    __slots__ = ("connection", "path", "request", "request_id")
+    __slots__ = ("connection", "request", "request_id")
 
-    def __init__(self, connection: FrontConnection, request: Request, path: bytes) -> None:
+    def __init__(self, connection: FrontConnection, request: Request) -> None:
         self.connection = connection
         self.request = request
-        self.path = path
         self.request_id = request_id(request.header(b"x-request-id") or "")
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+    def respond(self, status: int, headers: Headers, body: bytes, defaults: Headers = DEFAULT_HEADERS) -> None:
         """Answer, with these headers beside those that every answer has."""
         request = self.request
         if request.closes() or not request.is_complete:
             headers = (*headers, ("Connection", "close"))
         elif request.version == "1.0":
             headers = (*headers, ("Connection", "Keep-Alive"))
-        self.connection.write(answer_bytes(status, headers, self.request_id, body))
+        self.connection.write(answer_bytes(status, headers, self.request_id, body, defaults))
         self.connection.finish_answer()
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("Request", extra={**self._facts(), "status": status})
 
     def refuse(self, error: TallywireError, headers: Headers = ()) -> None:
         """Answer with a problem."""
-        log_refusal(error, self.request_id, self.request.method.decode("latin-1"), self.path.decode("latin-1"))
+        facts = self._facts()
+        log_refusal(error, self.request_id, facts["method"], facts["path"])
         self.respond(error.status, (*problem_headers(error), *headers), problem_body(error, self.request_id))
 
     def fail(self, headers: Headers = ()) -> None:
         """Log the exception that is being handled and answer with an internal error."""
-        _log.exception(
-            "Uncaught exception",
-            extra={
-                "request_id": self.request_id,
-                "method": self.request.method.decode("latin-1"),
-                "path": self.path.decode("latin-1"),
-            },
-        )
+        _log.exception("Uncaught exception", extra={"request_id": self.request_id, **self._facts()})
         self.refuse(InternalError(), headers)
+
+    def _facts(self) -> dict[str, str]:
+        """For the log."""
+        request = self.request
+        return {"method": request.method.decode("latin-1"), "path": request.path.decode("latin-1")}
 
 
 class EmitExchange:
@@ -198,7 +210,8 @@ class StreamExchange:
         if not accepts_event_stream(exchange.request.header(b"accept") or ""):
             raise refusal
         log_refusal(refusal, exchange.request_id, "GET", "/stream")
-        exchange.respond(200, (*STREAM_HEADERS, *self._cors_headers), self._services.hub.closing_block("busy", options))
+        block = self._services.hub.closing_block("busy", options)
+        exchange.respond(200, self._cors_headers, block, (*STREAM_HEADERS, *SERVER_HEADER))
 
 
 def start(work: Coroutine[Any, None, None]) -> None:
@@ -210,7 +223,9 @@ def start(work: Coroutine[Any, None, None]) -> None:
         awaited = work.send(None)
     except StopIteration:
         return
-    asyncio.get_running_loop().create_task(_go_on(work, awaited))
+    task = asyncio.get_running_loop().create_task(_go_on(work, awaited))
+    _waiting.add(task)
+    task.add_done_callback(_waiting.discard)
 
 
 @coroutine

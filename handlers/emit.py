@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import msgspec
@@ -54,11 +54,13 @@ MAX_UNREAD_BYTES = 64 * 2**20
 """How much of a body that is too large is read and thrown away, so that its sender sees the answer that says so."""
 
 SHORT_BYTES = 64 * 1024
-"""What is shorter, a call or a batch of it, is read at once: that takes a millisecond. Decoding 1 MiB would hold
-the loop for 9 ms."""
+"""What is shorter, a call or a batch of it, is decoded at once: that takes half a millisecond, 1 MiB would take 9."""
 
-COUNT_PORTION = 256
-"""Results of a large batch counted between two looks at the clock: about 0.2 ms."""
+ITEMS_AT_ONCE = 100
+"""Batches of a call that are read at once: a millisecond, or two when each must be refused."""
+
+COUNT_PORTION = 64
+"""Results read one by one between two looks at the clock: about 0.2 ms, when none of them can be read."""
 
 ANSWERS_AT_ONCE = 500
 """Answers of a call encoded without a pause: about a millisecond."""
@@ -157,16 +159,11 @@ def emit(hub: Hub, request: EmitRequest, respond: Respond) -> None:
     It gets the error of a single batch that was refused; of many, each answer says its own. It gets MalformedBody,
     UnsupportedMediaType, TooManyBatches, Unavailable and InternalError for the call as a whole.
 
-    A body below SHORT_BYTES is read in this step of the loop, a longer one in slices with pauses between them. That
-    spares most emits a task, and gives up at most a millisecond of the loop.
+    What is short is read in this step of the loop, anything else in slices with pauses between them. That spares most
+    emits a task, and gives up at most a millisecond or two of the loop.
     """
     try:
-        call = _Call(hub, request, respond)
-        if len(request.body) < SHORT_BYTES:
-            call.read()
-            hub.commit(call)
-        else:
-            call.go_on(call.read_in_slices())
+        _Call(hub, request, respond).begin()
     except TallywireError as refusal:
         respond(refusal)
 
@@ -177,7 +174,7 @@ class _Call(EmitCall):
     __slots__ = ("_codec", "_hub", "_is_many", "_labels", "_media_type", "_request", "_respond", "_task")
 
     def __init__(self, hub: Hub, request: EmitRequest, respond: Respond) -> None:
-        super().__init__(CALLER, self._answer)
+        super().__init__(CALLER)
         self._hub = hub
         self._request = request
         self._respond = respond
@@ -187,7 +184,83 @@ class _Call(EmitCall):
         self._labels: list[_Label] = []
         self._task: asyncio.Task[None] | None = None
 
-    def go_on(self, work: Coroutine[None, None, None]) -> None:
+    def begin(self) -> None:
+        """Take in every batch, then commit; at once or in slices. Raises what refuses the whole call."""
+        items = self._items()
+        if len(self._request.body) >= SHORT_BYTES or self._has_many_items(items):
+            self._go_on(self._read_in_slices(items))
+            return
+        rest = iter(items)
+        for item in rest:
+            if not self._add_whole(item):
+                self._go_on(self._read_in_slices(chain([item], rest)))
+                return
+        self._hub.commit(self)
+
+    def resolved(self) -> None:
+        """See `EmitCall`."""
+        if self.error is not None:
+            self._respond(self.error)
+            return
+        _log_call(self.answers, self._labels, self._request.request_id)
+        if self._is_many:
+            if len(self.answers) > ANSWERS_AT_ONCE:
+                self._go_on(self._answer_in_slices())
+            else:
+                self._respond_with([self._encoded(*each) for each in zip(self.answers, self._labels, strict=True)])
+            return
+        (answer,) = self.answers
+        self._respond(answer if isinstance(answer, TallywireError) else EmitResponse(_JSON, _encode(answer)))
+
+    def _items(self) -> Iterable[bytes | Raw]:
+        """The batches, still encoded. Raises what refuses the whole call."""
+        request = self._request
+        if not self._is_many:
+            return (request.body,)
+        if request.idempotency_key is not None:
+            raise InvalidIdempotencyKey(
+                "The header names one batch; with many, each batch carries its own idempotency_key", "Idempotency-Key"
+            )
+        if self._media_type == _NDJSON:
+            return _lines(request.body)
+        items = _items(request.body, self._codec)
+        if len(items) > MAX_BATCHES:
+            raise TooManyBatches(MAX_BATCHES)
+        return items
+
+    def _has_many_items(self, items: Iterable[bytes | Raw]) -> bool:
+        """Each costs something even when there is nothing in it."""
+        if not self._is_many:
+            return False
+        count = len(items) if isinstance(items, list) else self._request.body.count(b"\n")
+        return count > ITEMS_AT_ONCE
+
+    def _add_whole(self, item: bytes | Raw) -> bool:
+        """Put one batch into the call, or the answer why not. False when it must be read result by result, since one
+        that cannot be read must not take its neighbours with it: that takes its time."""
+        codec = self._codec
+        try:
+            _check_bytes(item, codec)
+            try:
+                batch = codec.batch(item)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                return False
+            self._add(batch, batch.batch_results)
+        except TallywireError as refusal:
+            self._refuse(refusal)
+        return True
+
+    def _add(self, batch: Batch | _LazyBatch, results: Iterable[BatchResult] | Aggregation) -> None:
+        _check_count(batch)
+        key = _one_key(batch.idempotency_key, self._request.idempotency_key)
+        self._labels.append(_Label(batch.user_id, batch.strategy_id, key))
+        self._hub.emit_order_batch_update(batch.user_id, batch.strategy_id, results, call=self, idempotency_key=key)
+
+    def _refuse(self, refusal: TallywireError) -> None:
+        self.answers.append(refusal)
+        self._labels.append(_UNREADABLE)
+
+    def _go_on(self, work: Coroutine[None, None, None]) -> None:
         """Go on in slices. Whatever goes wrong is answered."""
 
         async def answered() -> None:
@@ -198,60 +271,36 @@ class _Call(EmitCall):
             except Exception:
                 _log.exception("Emit failed", extra={"request_id": self._request.request_id})
                 self._respond(InternalError())
+            finally:
+                self._task = None
 
         self._task = asyncio.get_running_loop().create_task(answered())
 
-    def read(self) -> None:
-        """Take in every batch. Raises what refuses the whole call."""
-        if not self._is_many:
-            request = self._request
-            self._labels.append(_add(self._hub, self, request.body, self._codec, request.idempotency_key))
-            return
-        for item in self._items():
-            self._labels.append(_add(self._hub, self, item, self._codec, self._request.idempotency_key))
-
-    async def read_in_slices(self) -> None:
-        """The same with pauses; then the commit."""
-        breathe = self._hub.slices.breathe
-        for item in self._items():
-            if len(memoryview(item)) < SHORT_BYTES:
-                self._labels.append(_add(self._hub, self, item, self._codec, self._request.idempotency_key))
-            else:
-                label = await _add_in_slices(self._hub, self, item, self._codec, self._request.idempotency_key)
-                self._labels.append(label)
-            await breathe()
+    async def _read_in_slices(self, items: Iterable[bytes | Raw]) -> None:
+        """Take in every batch, with pauses; then commit."""
+        for item in items:
+            if len(self._labels) == MAX_BATCHES:
+                raise TooManyBatches(MAX_BATCHES)
+            if len(memoryview(item)) >= SHORT_BYTES or not self._add_whole(item):
+                await self._add_in_slices(item)
+            await self._hub.slices.breathe()
         self._hub.commit(self)
 
-    def _items(self) -> Iterator[bytes | Raw]:
-        request = self._request
-        if not self._is_many:
-            yield request.body
-            return
-        if request.idempotency_key is not None:
-            raise InvalidIdempotencyKey(
-                "The header names one batch; with many, each batch carries its own idempotency_key", "Idempotency-Key"
-            )
-        lines = self._media_type == _NDJSON
-        items: Iterable[bytes | Raw] = _lines(request.body) if lines else _items(request.body, self._codec)
-        for index, item in enumerate(items):
-            if index == MAX_BATCHES:
-                raise TooManyBatches(MAX_BATCHES)
-            yield item
-
-    def _answer(self) -> None:
-        """Called by the hub; see `EmitCall`."""
-        if self.error is not None:
-            self._respond(self.error)
-            return
-        _log_call(self.answers, self._labels, self._request.request_id)
-        if self._is_many:
-            if len(self.answers) > ANSWERS_AT_ONCE:
-                self.go_on(self._answer_in_slices())
-            else:
-                self._respond_with([self._encoded(*each) for each in zip(self.answers, self._labels, strict=True)])
-            return
-        (answer,) = self.answers
-        self._respond(answer if isinstance(answer, TallywireError) else EmitResponse(_JSON, _encode(answer)))
+    async def _add_in_slices(self, item: bytes | Raw) -> None:
+        """As `_add_whole`, but its results are decoded one by one while they are counted, with pauses."""
+        try:
+            _check_bytes(item, self._codec)
+            batch = _decoded(self._codec.lazy_batch, item)
+            _check_count(batch)
+            counted = Aggregation()
+            # Without a strategy nothing is counted, whatever the results are.
+            rest = _each_result(batch.batch_results if batch.strategy_id else [], self._codec)
+            while portion := list(islice(rest, COUNT_PORTION)):
+                counted.add(portion)
+                await self._hub.slices.breathe()
+            self._add(batch, counted)
+        except TallywireError as refusal:
+            self._refuse(refusal)
 
     async def _answer_in_slices(self) -> None:
         encoded = []
@@ -305,64 +354,10 @@ def _items(body: bytes, codec: _Codec) -> list[Raw]:
     return _decoded(codec.many, body)
 
 
-def _add(hub: Hub, call: EmitCall, encoded: bytes | Raw, codec: _Codec, header_key: str | None) -> _Label:
-    """Put one batch into the call, or the answer why not; answers whose it is."""
-    try:
-        batch, results = _read_batch(encoded, codec)
-        key = _one_key(batch.idempotency_key, header_key)
-    except TallywireError as refusal:
-        call.answers.append(refusal)
-        return _UNREADABLE
-    hub.emit_order_batch_update(batch.user_id, batch.strategy_id, results, call=call, idempotency_key=key)
-    return _Label(batch.user_id, batch.strategy_id, key)
-
-
-async def _add_in_slices(
-    hub: Hub, call: EmitCall, encoded: bytes | Raw, codec: _Codec, header_key: str | None
-) -> _Label:
-    """The same for a large batch: its results are decoded one by one while they are counted, with pauses."""
-    try:
-        batch, results = _read_lazily(encoded, codec)
-        key = _one_key(batch.idempotency_key, header_key)
-    except TallywireError as refusal:
-        call.answers.append(refusal)
-        return _UNREADABLE
-    counted = Aggregation()
-    # Without a strategy nothing is counted, whatever the results are.
-    rest = iter(results if batch.strategy_id else ())
-    while portion := list(islice(rest, COUNT_PORTION)):
-        counted.add(portion)
-        await hub.slices.breathe()
-    hub.emit_order_batch_update(batch.user_id, batch.strategy_id, counted, call=call, idempotency_key=key)
-    return _Label(batch.user_id, batch.strategy_id, key)
-
-
 def _one_key(in_batch: str | None, in_header: str | None) -> str | None:
     if in_batch is not None and in_header is not None and in_batch != in_header:
         raise InvalidIdempotencyKey("The header and the batch carry different keys", "$.idempotency_key")
     return in_header if in_batch is None else in_batch
-
-
-def _read_batch(encoded: bytes | Raw, codec: _Codec) -> tuple[Batch | _LazyBatch, Iterable[BatchResult]]:
-    _check_bytes(encoded, codec)
-    try:
-        batch = codec.batch(encoded)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        # Read again result by result: one that cannot be read must not take its neighbours with it.
-        return _lazily(encoded, codec)
-    _check_count(batch)
-    return batch, batch.batch_results
-
-
-def _read_lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult]]:
-    _check_bytes(encoded, codec)
-    return _lazily(encoded, codec)
-
-
-def _lazily(encoded: bytes | Raw, codec: _Codec) -> tuple[_LazyBatch, Iterable[BatchResult]]:
-    lazy = _decoded(codec.lazy_batch, encoded)
-    _check_count(lazy)
-    return lazy, _each_result(lazy.batch_results, codec)
 
 
 def _check_bytes(encoded: bytes | Raw, codec: _Codec) -> None:

@@ -25,14 +25,23 @@ from handlers.base import answer_bytes, log_refusal, problem_body, problem_heade
 
 READ_BYTES = 64 * 1024
 
-ACCEPT_SECONDS = 0.002
-"""How long a crowd of newcomers may hold the loop before others get their turn."""
+ACCEPTED_AT_ONCE = 128
+"""Connections accepted in one turn of the loop: about a millisecond."""
+
+WELCOME_SECONDS = 0.002
+"""How long newcomers may hold the loop before others get their turn."""
 
 ACCEPT_PAUSE_SECONDS = 0.1
 """Without a descriptor left, accepting again at once would only spin."""
 
 SWEEP_SECONDS = 0.5
 """How often deadlines are looked at. One timer for all: none a connection, let alone a request."""
+
+ENDED_AT_ONCE = 100
+"""Connections whose time is over, ended in one turn of the loop: a millisecond."""
+
+ADVANCE_SECONDS = 0.002
+"""How long one client's pipelined requests may hold the loop."""
 
 WRITE_SECONDS = 30
 """For a client to read some of its answer."""
@@ -78,6 +87,11 @@ class Request:
         self.keeps_alive = False
         """As llhttp sees it; see `closes`."""
 
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
     def header(self, name: bytes) -> str | None:
         """The value of a header, None without it."""
         value = self.headers.get(name)
@@ -92,9 +106,9 @@ class Request:
         """The connection ends behind the answer."""
         if self.version == "1.1":
             return not self.keeps_alive
-        # RFC 9112, section 9.3; a body without a length would end with the connection.
-        has_length = not {b"content-length", b"transfer-encoding"}.isdisjoint(self.headers)
-        return not (self.keeps_alive and (has_length or self.method in (b"GET", b"HEAD")))
+        # RFC 9112, sections 6.1 and 9.3: what such an old client or proxy takes for the end of a body nobody knows.
+        is_plain = b"content-length" in self.headers or self.method in (b"GET", b"HEAD")
+        return not (self.keeps_alive and is_plain and b"transfer-encoding" not in self.headers)
 
 
 class Responder(Protocol):
@@ -119,6 +133,8 @@ class Front:
         self.loop = loop
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
+        self._newcomers: deque[socket.socket] = deque()
+        self._is_welcoming = False
         self._sweep = self.loop.call_later(SWEEP_SECONDS, self._look_at_deadlines)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -138,23 +154,39 @@ class Front:
     async def close_all_connections(self) -> None:
         """End every connection that is still the front's."""
         self._sweep.cancel()
+        while self._newcomers:
+            self._newcomers.popleft().close()
         for connection in list(self.connections):
             connection.end()
 
     def _accept(self, listener: socket.socket) -> None:
-        until = self.loop.time() + ACCEPT_SECONDS
-        while self.loop.time() < until:
+        """Accepting comes before answering: where it falls behind, the kernel drops what does not fit its queue, and
+        those clients try again after one second, or three."""
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
                 accepted, _address = listener.accept()
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._pause_accepting(listener, error)
-                    return
+                    break
                 # The client has given up meanwhile.
                 continue
-            FrontConnection(self, accepted).begin()
+            self._newcomers.append(accepted)
+        if not self._is_welcoming:
+            self._welcome()
+
+    def _welcome(self) -> None:
+        """Look at those who have been accepted, as many as may hold the loop in one turn."""
+        until = self.loop.time() + WELCOME_SECONDS
+        while self._newcomers:
+            FrontConnection(self, self._newcomers.popleft()).begin()
+            if self.loop.time() > until:
+                break
+        self._is_welcoming = bool(self._newcomers)
+        if self._is_welcoming:
+            self.loop.call_soon(self._welcome)
 
     def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
         _log.warning("Not accepting", extra={"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS})
@@ -168,8 +200,12 @@ class Front:
     def _look_at_deadlines(self) -> None:
         self._sweep = self.loop.call_later(SWEEP_SECONDS, self._look_at_deadlines)
         now = self.loop.time()
-        for connection in [connection for connection in self.connections if connection.deadline < now]:
+        late = [connection for connection in self.connections if connection.deadline < now]
+        for connection in late[:ENDED_AT_ONCE]:
             connection.end()
+        if len(late) > ENDED_AT_ONCE:
+            self._sweep.cancel()
+            self._sweep = self.loop.call_later(0, self._look_at_deadlines)
 
 
 class _Continuation:
@@ -280,15 +316,18 @@ class FrontConnection:
         request = self._parsed
         if request is not None:
             request.target += url
-            request.head_bytes += len(url)
+            self._grow_head(request, len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, whole. Trailers of a chunked body come here too and are not looked at."""
         request = self._parsed
         if request is None:
             return
-        request.head_bytes += len(name) + len(value) + len(b": \r\n")
-        name = name.lower()
+        self._grow_head(request, len(name) + len(value) + len(b": \r\n"))
+        name, value = (
+            name.lower(),
+            value.rstrip(b" \t"),
+        )  # RFC 9112, section 5.1: white space behind it is not part of it
         earlier = request.headers.get(name)
         request.headers[name] = value if earlier is None else earlier + b"," + value
 
@@ -313,6 +352,14 @@ class FrontConnection:
         """The last request is complete."""
         self._queue[-1].is_complete = True
 
+    def _grow_head(self, request: Request, size_bytes: int) -> None:
+        request.head_bytes += size_bytes
+        limit_bytes = self._front.limits.header_bytes
+        if request.head_bytes > limit_bytes:
+            self._malformed = HeadTooLarge(limit_bytes)
+            # Out of the parser: what is left of such a head is not worth reading.
+            raise ValueError("too large")
+
     # Reading.
 
     def _on_readable(self) -> None:
@@ -334,18 +381,20 @@ class FrontConnection:
             self._on_end_of_input()
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None:
-            return
         head_before, self._idle_bytes = self._parsed, self._idle_bytes + len(data)
+        rest = data
         try:
-            parser.feed_data(data)
-        except HttpParserUpgrade as offer:
-            self._decline_upgrade(data[offer.args[0] :])
-            return
+            while rest and self._parser is not None:
+                try:
+                    self._parser.feed_data(rest)
+                    rest = b""
+                except HttpParserUpgrade as offer:
+                    rest = rest[offer.args[0] :] if self._decline_upgrade() else b""
         except HttpParserError as error:
             # Nothing is read behind a request that ends the connection, so nothing can be wrong with it.
-            if not (self._queue and self._queue[-1].is_complete and self._queue[-1].closes()):
+            if self._malformed is None and not (
+                self._queue and self._queue[-1].is_complete and self._queue[-1].closes()
+            ):
                 self._malformed = MalformedRequest(str(error))
             return
         if self._parsed is not None:
@@ -357,24 +406,26 @@ class FrontConnection:
         """A head is arriving, `head_before` was when this read came."""
         if self._parsed is not head_before:
             self._head_bytes = 0
-            self.deadline = self._front.loop.time() + self._front.limits.header_seconds
+            # While an answer is due it is not the client's move.
+            if not self._queue and not self._unsent:
+                self.deadline = self._front.loop.time() + self._front.limits.header_seconds
             return
         self._head_bytes += read_bytes
         if self._head_bytes > self._front.limits.header_bytes:
             self._malformed = HeadTooLarge(self._front.limits.header_bytes)
 
-    def _decline_upgrade(self, behind: bytes) -> None:
+    def _decline_upgrade(self) -> bool:
         """llhttp takes the head for the end of a message whose connection changes to another protocol. We speak no
-        other, so the request goes on as if nothing had been offered (RFC 9110, section 7.8)."""
+        other, so the request goes on as if nothing had been offered (RFC 9110, section 7.8). False: nothing of what
+        comes behind can be read."""
         request = self._queue[-1]
         if request.method == b"CONNECT":
             request.keeps_alive = False
-            return
+            return False
         request.is_complete = False
         self._parser = HttpRequestParser(_Continuation(self))
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % request.framing())
-        if behind:
-            self._parse(behind)
+        return True
 
     def _on_end_of_input(self) -> None:
         """The client has closed, or sends nothing more and still reads: what it has asked for is answered."""
@@ -392,33 +443,38 @@ class FrontConnection:
     def _resume_reading(self) -> None:
         if self._is_paused and self._socket is not None:
             self._is_paused = False
-            # The number, not the object: see `handlers.connection`.
+            # By number: see `handlers.connection`.
             self._front.loop.add_reader(self._socket.fileno(), self._on_readable)
 
     # Answering.
 
     def _advance(self) -> None:
-        """Answer what can be answered now."""
-        if self._is_advancing:
+        """Answer what can be answered now; who pipelines hundreds waits for others in between."""
+        if self._is_advancing or self._socket is None:
             return
         self._is_advancing = True
+        until = self._front.loop.time() + ADVANCE_SECONDS if len(self._queue) > 1 else math.inf
         try:
             while self._queue and not self._unsent and not self._ends:
                 request = self._queue[0]
                 if (self._responder is not None or self._begin(request)) and not self._pass_on(request):
                     break
+                if self._front.loop.time() > until:
+                    self._pause_reading()
+                    self._front.loop.call_soon(self._advance)
+                    return
         finally:
             self._is_advancing = False
         self._await_next_move()
 
     def _begin(self, request: Request) -> bool:
         """Find who answers a request; False when it is refused."""
-        if request.head_bytes > self._front.limits.header_bytes:
-            self.refuse(HeadTooLarge(self._front.limits.header_bytes))
+        if request.version not in ("1.1", "1.0"):
+            self.refuse(MalformedRequest("The version is neither HTTP/1.1 nor HTTP/1.0"), request)
             return False
         if request.headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             # llhttp takes any list that ends with it. What a proxy makes of such a list nobody knows.
-            self.refuse(MalformedRequest("Transfer-Encoding can only be chunked"))
+            self.refuse(MalformedRequest("Transfer-Encoding can only be chunked"), request)
             return False
         self._is_asked = False
         if not request.is_complete:
@@ -441,7 +497,7 @@ class FrontConnection:
 
     def _await_next_move(self) -> None:
         """Nothing can be done now. Who pipelines is not read further until there is room."""
-        if self._socket is None:
+        if self._socket is None or (self._ends and not self._unsent):
             return
         if self._unsent or (self._queue and self._is_pipelining()):
             self._pause_reading()
@@ -470,6 +526,7 @@ class FrontConnection:
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
+            self._pause_reading()
             self._front.loop.add_writer(self._socket.fileno(), self._on_writable)
             self.deadline = self._front.loop.time() + WRITE_SECONDS
 
@@ -487,16 +544,17 @@ class FrontConnection:
         if not self._unsent:
             self._on_all_sent()
 
-    def refuse(self, error: TallywireError) -> None:
+    def refuse(self, error: TallywireError, request: Request | None = None) -> None:
         """What came is no request that can be answered: say so, and end without looking at what follows."""
         responder, self._responder = self._responder, None
         if responder is not None:
             responder.on_connection_close()
-        own_id = request_id("")
-        log_refusal(error, own_id, "", "")
+        request = request or Request()
+        known_as = request_id(request.header(b"x-request-id") or "")
+        log_refusal(error, known_as, request.method.decode("latin-1"), request.path.decode("latin-1"))
         headers = (*problem_headers(error), ("Connection", "close"))
         self._ends = self._lingers = True
-        self.write(answer_bytes(error.status, headers, own_id, problem_body(error, own_id)))
+        self.write(answer_bytes(error.status, headers, known_as, problem_body(error, known_as)))
         if not self._unsent:
             self._on_all_sent()
 

@@ -110,6 +110,8 @@ def _chunks(body: bytes) -> bytes:
 
 
 OR_ELSE = {
+    # RFC 9112, section 6.1: closed behind a message whose framing such an old client may take for another.
+    "chunked in HTTP/1.0 that keeps": "200 closed",
     "a size with 200 zeros in front": "200 200 waiting",
     # httptools tells what has come of a chunk, not what it announced: the time for a body bounds it.
     "a size of 2^32 and the chunk": "waiting",

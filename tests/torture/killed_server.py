@@ -164,14 +164,14 @@ def in_fan_out(countdown: Countdown) -> None:
 
 def before_answer(countdown: Countdown) -> None:
     """Committed and published; the caller has not been told."""
-    answer = emit_route._Call._answer
+    answer = emit_route._Call.resolved
 
     def die_and_answer(self: emit_route._Call) -> None:
         if self.error is None:
             countdown.hit()
         answer(self)
 
-    replace(emit_route._Call, "_answer", die_and_answer)
+    replace(emit_route._Call, "resolved", die_and_answer)
 
 
 class WatchedConnection:

@@ -121,6 +121,17 @@ class FakeConnection(Subscriber):
             self.continue_sending()
 
 
+class Call(EmitCall):
+    """A call that can be waited for."""
+
+    def __init__(self, caller: str) -> None:
+        super().__init__(caller)
+        self.is_resolved = asyncio.Event()
+
+    def resolved(self) -> None:
+        self.is_resolved.set()
+
+
 class World:
     """One server. `accepted` is the independent account: (user, strategy) to [(n, counts)], in order of delivery."""
 
@@ -217,13 +228,12 @@ class World:
         """One call with these (user, strategy, results)."""
 
         async def call_it() -> list[Answer]:
-            resolved = asyncio.Event()
-            call = EmitCall("test", resolved.set)
+            call = Call("test")
             for index, (user_id, strategy_id, results) in enumerate(batches):
                 key = keys[index] if index < len(keys) else None
                 self.hub.emit_order_batch_update(user_id, strategy_id, results, call=call, idempotency_key=key)
             self.hub.commit(call)
-            await resolved.wait()
+            await call.is_resolved.wait()
             if call.error is not None:
                 raise call.error
             return call.answers
