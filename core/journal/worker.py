@@ -39,6 +39,10 @@ class Worker(Generic[T]):
         """Hand in one more. Never blocks."""
         self._waiting.put(item)
 
+    def is_idle(self) -> bool:
+        """Nothing waits."""
+        return self._waiting.empty()
+
     def close(self) -> None:
         """Work off what waits, then end. Does not wait for it."""
         self._waiting.put(None)

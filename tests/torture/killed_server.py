@@ -266,7 +266,7 @@ def publish_before_commit() -> None:
             time.sleep(AHEAD_SECONDS)
         while waiting:
             accept(self._writer, waiting.pop(0))
-        self._writer.maintain()
+        self._writer.maintain(is_quiet=False)
 
     replace(Writer, "accept", lambda _self, statements: waiting.append(statements))
     replace(SqliteJournal, "_work", work)

@@ -149,7 +149,8 @@ class SqliteJournal(Journal):
             finished = self._writer.work(group)
         self._report_failure()
         self._loop.call_soon_threadsafe(self._deliver, finished)
-        self._keep_house(self._writer.maintain)
+        is_quiet = len(group) == 1 and self._worker is not None and self._worker.is_idle()
+        self._keep_house(partial(self._writer.maintain, is_quiet=is_quiet))
 
     def _rest(self) -> bool:
         return self._keep_house(self._writer.rest) or False
