@@ -82,7 +82,9 @@ class SqliteJournal(Journal):
     def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
         self._deliver = deliver
         self._fail = fail
-        self._worker = Worker("journal-writer", self._work, rest=self._rest, finish=self._finish)
+        self._worker = Worker(
+            "journal-writer", self._work, call_soon=self._loop.call_soon, rest=self._rest, finish=self._finish
+        )
 
     def submit(self, work: Work) -> None:
         if self._worker is None:

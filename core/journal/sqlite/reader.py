@@ -54,7 +54,9 @@ class Reader:
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("PRAGMA temp_store = MEMORY")
         self._is_closing = False
-        self._worker: Worker[Question] = Worker(name, self._work, finish=self._connection.close)
+        self._worker: Worker[Question] = Worker(
+            name, self._work, call_soon=loop.call_soon, finish=self._connection.close
+        )
 
     async def ask(self, statement: str, values: Mapping[str, object], unpack: Callable[[str], T]) -> T:
         """The one value of a statement, unpacked. Raises Busy when it cannot be read."""
