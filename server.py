@@ -185,7 +185,7 @@ def build_hub(settings: Settings, journal: Journal, loop: asyncio.AbstractEventL
     """The use cases on a journal."""
     max_connections = min(settings.max_connections, available_connections())
     limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, max_connections)
-    return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later)
+    return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later, spawn=loop.create_task)
 
 
 def available_connections() -> int:

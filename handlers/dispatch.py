@@ -6,13 +6,10 @@ handed to the application through Tornado's own interface, `httputil.HTTPConnect
 exist once.
 """
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import lru_cache
-from types import coroutine
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
@@ -42,9 +39,6 @@ _ORDINARY_TARGET = re.compile(rb"/[!-\"$-~]{0,1023}")
 _ORDINARY_HOST = re.compile(rb"[A-Za-z0-9.\-_]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 _log = logging.getLogger("tallywire.http")
-
-_waiting: set[asyncio.Task[None]] = set()
-"""Streams whose opening waits for the journal."""
 
 HotRoute = Callable[["Exchange"], Responder]
 HotRoutes = Mapping[tuple[bytes, bytes], HotRoute]
@@ -180,13 +174,7 @@ class StreamExchange:
         """Ordinary requests for a stream have no body."""
 
     def finish(self) -> None:
-        """Open the stream; mostly at once, after a wait when the journal must be asked."""
-        start(self._open())
-
-    def on_connection_close(self) -> None:
-        """The socket will not be there when it is to be taken."""
-
-    async def _open(self) -> None:
+        """Open the stream."""
         exchange = self._exchange
         try:
             request = read_stream_request(
@@ -196,40 +184,21 @@ class StreamExchange:
                 chunked=exchange.request.version == "1.1",
             )
             head = stream_head(request.options, exchange.request_id, self._cors_headers)
-            try:
-                await open_stream(self._services.hub, request, head, exchange.connection.take_socket)
-            except Unavailable as refusal:
-                self._refuse_for_load(request.options, refusal)
+            refuse = partial(self._refuse, request.options)
+            open_stream(self._services.hub, request, head, exchange.connection.take_socket, refuse)
         except TallywireError as refusal:
             exchange.refuse(refusal, self._cors_headers)
         except Exception:
             exchange.fail(self._cors_headers)
 
-    def _refuse_for_load(self, options: StreamOptions, refusal: Unavailable) -> None:
+    def on_connection_close(self) -> None:
+        """The socket will not be there when it is to be taken."""
+
+    def _refuse(self, options: StreamOptions, refusal: TallywireError) -> None:
         exchange = self._exchange
-        if not accepts_event_stream(exchange.request.header(b"accept") or ""):
-            raise refusal
+        if not isinstance(refusal, Unavailable) or not accepts_event_stream(exchange.request.header(b"accept") or ""):
+            exchange.refuse(refusal, self._cors_headers)
+            return
         log_refusal(refusal, exchange.request_id, "GET", "/stream")
         block = self._services.hub.closing_block("busy", options)
         exchange.respond(200, self._cors_headers, block, (*STREAM_HEADERS, *SERVER_HEADER))
-
-
-def start(work: Coroutine[Any, None, None]) -> None:
-    """Start at once what mostly need not wait; only what does wait becomes a task.
-
-    As `eager_start` of Python 3.12; 5 us and a turn of the loop less a stream.
-    """
-    try:
-        awaited = work.send(None)
-    except StopIteration:
-        return
-    task = asyncio.get_running_loop().create_task(_go_on(work, awaited))
-    _waiting.add(task)
-    task.add_done_callback(_waiting.discard)
-
-
-@coroutine
-def _go_on(work: Coroutine[Any, None, None], awaited: object) -> Generator[Any, None, None]:
-    # What it waits for already is passed up to the task, which waits as it would have, had it seen the start.
-    yield awaited
-    yield from work

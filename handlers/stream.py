@@ -4,18 +4,20 @@
 around them only hands the socket over.
 """
 
+import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import get_args
 from urllib.parse import parse_qs
 
 from msgspec import Struct
 
-from core.errors import InvalidQuery, Unavailable
+from core.errors import InvalidQuery, TallywireError, Unavailable
 from core.hub import Hub
 from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
-from handlers.base import BaseHandler, Headers, http_date, identifier
+from handlers.base import SERVER_HEADER, BaseHandler, Headers, http_date, identifier
 from handlers.connection import Connection, take_socket
 
 MAX_STRATEGIES = 64
@@ -102,32 +104,46 @@ def _strategies(values: list[str]) -> tuple[int, ...] | None:
     return tuple(sorted({identifier("strategy_id", value) for value in values}))
 
 
-async def open_stream(
-    hub: Hub, request: StreamRequest, head: bytes, take_socket: Callable[[], socket.socket | None]
+def open_stream(
+    hub: Hub,
+    request: StreamRequest,
+    head: bytes,
+    take_socket: Callable[[], socket.socket | None],
+    refuse: Callable[[TallywireError], None],
 ) -> None:
     """Open the stream on the socket that `take_socket` gives, after `head`; None: the client has left meanwhile.
 
-    Raises Busy and Draining as long as the socket has not been taken.
+    See `Hub.open`.
     """
-    async with hub.holding(request.user_id) as user:
+
+    def connect() -> Connection | None:
         taken = take_socket()
-        if taken is not None:
-            connection = Connection(request.user_id, request.options, taken)
-            connection.prologue = head
-            await hub.open(connection, user, request.strategies, request.last_event_id)
+        if taken is None:
+            return None
+        connection = Connection(request.user_id, request.options, taken)
+        connection.prologue = head
+        return connection
+
+    hub.open(request.user_id, request.strategies, request.last_event_id, connect, refuse)
 
 
 def stream_head(options: StreamOptions, request_id: str, cors_headers: Headers) -> bytes:
     """Status line and headers of a stream: the front no longer writes on its connection, so we do."""
+    return f"{_usual_head(options.chunked, cors_headers, http_date())}X-Request-Id: {request_id}\r\n\r\n".encode(
+        "latin-1"
+    )
+
+
+@lru_cache(16)
+def _usual_head(chunked: bool, cors_headers: Headers, date: str) -> str:
     headers = (
         *STREAM_HEADERS,
-        ("Server", "tallywire"),
-        ("Date", http_date()),
-        ("X-Request-Id", request_id),
+        *SERVER_HEADER,
+        ("Date", date),
         *cors_headers,
-        ("Transfer-Encoding", "chunked") if options.chunked else ("Connection", "close"),
+        ("Transfer-Encoding", "chunked") if chunked else ("Connection", "close"),
     )
-    return b"HTTP/1.1 200 OK\r\n" + "".join([f"{n}: {v}\r\n" for n, v in headers]).encode("latin-1") + b"\r\n"
+    return "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
 
 
 def accepts_event_stream(accept: str) -> bool:
@@ -151,9 +167,25 @@ class StreamHandler(BaseHandler):
         )
         head = stream_head(request.options, self.request_id, self.cors_headers())
         try:
-            await open_stream(self.services.hub, request, head, self._take_socket)
+            await self._open(request, head)
         except Unavailable as refusal:
             self._refuse_for_load(request.options, refusal)
+
+    async def _open(self, request: StreamRequest, head: bytes) -> None:
+        """Raises the TallywireError with which the stream is refused."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take() -> socket.socket | None:
+            taken = self._take_socket()
+            opened.set_result(None)
+            return taken
+
+        def refuse(refusal: TallywireError) -> None:
+            if not opened.done():
+                opened.set_exception(refusal)
+
+        open_stream(self.services.hub, request, head, take, refuse)
+        await opened
 
     def options(self) -> None:
         """A CORS pre-flight: for clients that set headers themselves, as native EventSource never does."""

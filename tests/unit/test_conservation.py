@@ -261,7 +261,7 @@ def id_above_what_was_sent() -> Iterator[None]:
 
 @contextmanager
 def journal_read_before_registering() -> Iterator[None]:
-    async def resume(self: Hub, subscriber: Subscriber, user: User, n: int) -> None:
+    async def resume(self: Hub, subscriber: Subscriber, user: User, n: int, _marks: dict[int, Row]) -> None:
         moved = [key.strategy_id for key in subscriber.keys.values() if key.head.n > n]
         rows = await self.journal.rows_at(user.user_id, n, moved)
         marks = {key.strategy_id: key.head for key in subscriber.keys.values()}

@@ -1,6 +1,7 @@
 """The hub on moments that a random walk seldom meets."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 
@@ -67,12 +68,7 @@ def test_a_pass_goes_on_where_it_stands_when_the_head_moves() -> None:
 
 def let_in(connection: FakeConnection, world: World) -> None:
     """Open a stream of one key on a connection whose bytes nobody adds up."""
-
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(connection, user, (3,), None)
-
-    world.start(open_it())
+    world.open(connection, (3,), None)
 
 
 class Broken(FakeConnection):
@@ -126,17 +122,38 @@ def test_a_fault_while_publishing_answers_its_call_and_lets_the_next_one_through
 def test_a_stream_whose_user_is_still_being_loaded_is_refused_when_the_server_drains() -> None:
     world = World()
 
-    async def open_it() -> None:
-        async with world.hub.holding(7):
-            raise AssertionError("it was let in")
-
-    opening = world.loop.create_task(open_it())
-    world.spin()
+    connection = FakeConnection(7, PLAIN)
+    refusals = world.open(connection, (3,), None)
     world.hub.is_draining = True
     world.commit()
 
-    assert isinstance(opening.exception(), Draining)
+    (refusal,) = refusals
+    assert isinstance(refusal, Draining)
+    assert not connection.sent
     assert world.hub.registry.user(7) is None
+    world.close()
+
+
+def test_what_a_key_publishes_before_a_resume_has_begun_to_read_is_not_missed() -> None:
+    world = World()
+    crowd(world, 1)
+    client = Client(world, 7, (3, 4), PLAIN)
+    client.connect()
+    world.settle()
+    client.read()
+    client.connection.close("reset")  # type: ignore[union-attr]  # connected
+    world.emit_now(7, 3)
+    world.emit((7, 4, [result()]))
+    with mock.patch.object(world, "spin"):
+        # Strategy 3 has moved, so its totals are read; 4 moves before the task that reads has had a turn.
+        client.reconnect()
+        world.commits.run_all()
+    world.settle()
+    client.read()
+
+    client.check_is_complete()
+    assert client.sums[3]
+    assert client.sums[4]
     world.close()
 
 
@@ -148,11 +165,7 @@ def test_a_stream_that_is_opening_when_the_server_drains_gets_its_head_and_a_wor
     connection = FakeConnection(7, PLAIN)
     connection.prologue = b"HTTP/1.1 200 OK\r\n\r\n"
 
-    async def open_it() -> None:
-        async with world.hub.holding(7) as user:
-            await world.hub.open(connection, user, (3,), position)
-
-    world.start(open_it())
+    world.open(connection, (3,), position)
     world.commit()
     assert not connection.has_ended
     world.start(world.hub.drain(5))

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from core.errors import OutcomeUnknown
+from core.errors import OutcomeUnknown, TallywireError
 from core.hub import Answer, EmitCall, Hub, HubLimits
 from core.journal.base import Deletion, Deliver, Entry, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
@@ -151,6 +151,7 @@ class World:
             HubLimits(heartbeat_seconds=15, retry_ms=1000, coalesce_ms=coalesce_ms, max_connections=1000),
             call_soon=self.steps.add,
             call_later=lambda _seconds, function: self.timers.append(function),
+            spawn=self._spawn,
             clock=self._clock,
             now_ms=lambda: self.now_ms,
         )
@@ -169,6 +170,11 @@ class World:
                 await asyncio.sleep(0)
 
         self.loop.run_until_complete(turns())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(coroutine)
+        self.tasks.append(task)
+        return task
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin something and go as far as it goes."""
@@ -240,6 +246,19 @@ class World:
 
         return self.start(call_it())
 
+    def open(
+        self, connection: "FakeConnection", strategies: tuple[int, ...] | None, last_event_id: str | None
+    ) -> list[TallywireError]:
+        """Open a stream on a connection, unless it has ended by then; answers what it is refused with."""
+        refusals: list[TallywireError] = []
+
+        def connect() -> FakeConnection | None:
+            return None if connection.has_ended else connection
+
+        self.hub.open(connection.user_id, strategies, last_event_id, connect, refusals.append)
+        self.spin()
+        return refusals
+
     def emit_now(self, user_id: int, strategy_id: int, *results: BatchResult) -> Answer:
         """Emit one batch and let it be committed and published."""
         task = self.emit((user_id, strategy_id, results or (result(),)))
@@ -309,12 +328,7 @@ class Client:
         self._read = 0
         self._expects_first = True
 
-        async def open_it() -> None:
-            async with self.world.hub.holding(self.user_id) as user:
-                if not connection.has_ended:
-                    await self.world.hub.open(connection, user, self.strategies, last_event_id)
-
-        self.world.start(open_it())
+        self.world.open(connection, self.strategies, last_event_id)
 
     def reconnect(self) -> None:
         self.connect(self.position or None)
