@@ -42,9 +42,12 @@ STEP_ROWS = 1000
 """Rows between two rounds of housekeeping, all of which it rolls up, and rows that a round trims beyond those that came
 in: about ten milliseconds, and a log of 2 to 10 MiB. The more at once, the more of them share a page to be written."""
 
-QUIET_STEP_ROWS = 128
-"""The same while emits come one by one: there is CPU to spare, and the emit that comes meanwhile waits two milliseconds
-instead of ten."""
+QUIET_STEP_ROWS = 32
+"""The same while emits come one by one: there is CPU to spare, and the emit that comes meanwhile waits half a
+millisecond instead of ten."""
+
+QUIET_LOG_ROWS = 256
+"""Rows between two looks at the log then: one or two milliseconds to work off."""
 
 ROUND_MS = 1000
 """Time between two rounds when fewer rows come in."""
@@ -90,7 +93,7 @@ class Writer:
         self._remembered: Mapping[IdempotencyKey, Remembered] = {}
         """The records of the keys in the transaction that is being worked on."""
         self._used_bytes = 0
-        self._maintained_seq = self._last_seq
+        self._maintained_seq = self._worked_off_seq = self._last_seq
         self._maintained_ms = self._aged_ms()
         self._look()
 
@@ -267,9 +270,12 @@ class Writer:
             if due.statements:
                 self._transact(due.statements)
                 self._trimmed_to, self._rolled_up_to = due.trim_to, due.roll_to
-            if due.statements or self._last_seq > self._maintained_seq or self.refusal is not None:
+            if self.refusal is not None or self._last_seq - self._worked_off_seq >= (
+                QUIET_LOG_ROWS if enough_rows == QUIET_STEP_ROWS else 1
+            ):
                 self._work_off_log()
                 self._look()
+                self._worked_off_seq = self._last_seq
             self._maintained_seq, self._maintained_ms = self._last_seq, self._aged_ms()
         except sqlite3.IntegrityError as error:
             # Two rows at one place: no position can be trusted any more.
