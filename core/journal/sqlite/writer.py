@@ -46,8 +46,8 @@ QUIET_STEP_ROWS = 32
 """The same while emits come one by one: there is CPU to spare, and the emit that comes meanwhile waits half a
 millisecond instead of ten."""
 
-QUIET_LOG_ROWS = 256
-"""Rows between two looks at the log then: one or two milliseconds to work off."""
+QUIET_LOG_ROWS = 64
+"""Rows between two looks at the log then: half a millisecond to work off."""
 
 ROUND_MS = 1000
 """Time between two rounds when fewer rows come in."""
