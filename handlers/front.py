@@ -324,10 +324,9 @@ class FrontConnection:
         if request is None:
             return
         self._grow_head(request, len(name) + len(value) + len(b": \r\n"))
-        name, value = (
-            name.lower(),
-            value.rstrip(b" \t"),
-        )  # RFC 9112, section 5.1: white space behind it is not part of it
+        name = name.lower()
+        # White space behind it is not part of it: RFC 9112, section 5.1.
+        value = value.rstrip(b" \t")
         earlier = request.headers.get(name)
         request.headers[name] = value if earlier is None else earlier + b"," + value
 

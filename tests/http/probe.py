@@ -1,5 +1,6 @@
 """What a front makes of some bytes on a connection of their own."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -7,6 +8,30 @@ from tests.http.strictness import Outcome, in_plain_words, why_worse
 from tests.http.wire import Wire, read_answers, request
 
 MOST_PIECES = 2000
+
+
+class Turns:
+    """Counts the turns of the loop, those that others on it get, from `begin` to `end`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._next: asyncio.Handle | None = None
+
+    def begin(self) -> None:
+        """From here on, or anew."""
+        self.end()
+        self.count = 0
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
+
+    def end(self) -> None:
+        """Up to here; harmless without `begin`."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _turn(self) -> None:
+        self.count += 1
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
 
 
 async def outcome_of(port: int, pieces: Sequence[bytes]) -> Outcome:

@@ -8,11 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 import server
-from core.hub import Hub
+from core.hub import EmitCall, Hub
+from core.journal.base import Work
 from core.settings import Settings
+from handlers import emit
+from handlers.emit import EmitRequest, Respond
 from tests.fronts import ORACLE
-from tests.http.conftest import DEADLINE_SECONDS, port_of, with_settings
-from tests.http.probe import counted
+from tests.http.conftest import DEADLINE_SECONDS, Emitter, Opener, port_of, with_settings
+from tests.http.probe import Turns, counted
 from tests.http.test_stream import until
 from tests.http.wire import (
     BATCH,
@@ -33,6 +36,9 @@ SHORT_SECONDS = 0.3
 
 LONG_SECONDS = 60
 """One that would fail it: longer than DEADLINE_SECONDS."""
+
+FEWEST_TURNS = 5
+"""That others get while a call is worked on that would hold the loop for tens of milliseconds."""
 
 
 def named(number: int, sent: bytes) -> bytes:
@@ -145,6 +151,31 @@ async def test_an_answered_client_that_half_closes_is_let_go(internal_port: int)
         assert (await wire.answer()).status == 200
         wire.half_close()
         assert await wire.end() == b""
+
+
+# ---- what headers say
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("behind", [" ", "\t", " \t "], ids=["space", "tab", "both"])
+async def test_white_space_behind_an_idempotency_key_is_not_part_of_it(internal_port: int, behind: str) -> None:
+    async with await Wire.open(internal_port) as wire:
+        await wire.send(emit_request("Idempotency-Key: k") + emit_request(f"Idempotency-Key: k{behind}"))
+        first, second = [json.loads(answer.body) for answer in await wire.answers(2)]
+
+    assert (first["duplicate"], second["duplicate"]) == (False, True)
+    assert first["position"] == second["position"]
+    assert await counted(internal_port) == 1
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("behind", [" ", "\t", " \t "], ids=["space", "tab", "both"])
+async def test_white_space_behind_a_position_is_not_part_of_it(emit: Emitter, stream: Opener, behind: str) -> None:
+    position = (await emit(7, 3))["position"]
+    async with stream("user_id=7&strategy_id=3", f"Last-Event-ID: {position}{behind}") as reader:
+        opened = await reader.data()
+
+    assert (opened["type"], opened["data"].get("resumed")) == ("stream_open", True)
 
 
 # ---- when a connection ends
@@ -434,6 +465,49 @@ async def test_who_expects_100_and_will_be_refused_learns_why(internal_port: int
     assert (first.status, json.loads(first.body)["code"]) == (415, "unsupported_media_type")
 
 
+# ---- bodies of many small parts
+
+
+@pytest.mark.gen_test(timeout=20)
+@pytest.mark.parametrize(
+    ("media_type", "body", "status", "complaints"),
+    [
+        ("application/x-ndjson", b"0\n" * 9000, 200, 9000),
+        ("application/json", b"[" + b",".join([b"0"] * 9000) + b"]", 200, 9000),
+        ("application/json", BATCH.partition(b"[")[0] + b"[" + b",".join([b"0"] * 9999) + b"]}", 422, 9999),
+    ],
+    ids=["lines", "array", "results"],
+)
+async def test_parts_that_cannot_be_read_do_not_hold_the_loop_however_many(
+    internal_port: int,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    media_type: str,
+    body: bytes,
+    status: int,
+    complaints: int,
+) -> None:
+    turns = Turns()
+    begin_emit, commit = emit.emit, hub.commit
+
+    def begin(hub: Hub, called: EmitRequest, respond: Respond) -> None:
+        turns.begin()
+        begin_emit(hub, called, respond)
+
+    def end(call: EmitCall) -> None:
+        turns.end()
+        commit(call)
+
+    monkeypatch.setattr(emit, "emit", begin)
+    monkeypatch.setattr(hub, "commit", end)
+    async with await Wire.open(internal_port) as wire:
+        await wire.send(request("/internal/emit", f"Content-Type: {media_type}", method="POST", body=body))
+        answer = await wire.answer()
+
+    assert turns.count >= FEWEST_TURNS, "between the whole body and its commit"
+    assert (answer.status, answer.body.count(b'"message":"Expected `object`')) == (status, complaints)
+
+
 # ---- time-outs
 
 
@@ -482,6 +556,23 @@ class TestShortPatience:
             await idle.end()
             await stream.settle()
             assert not stream.has_ended
+
+    @pytest.mark.gen_test
+    async def test_a_client_that_waits_for_a_commit_is_not_late_with_the_request_that_it_has_begun(
+        self, internal_port: int, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        submit, withheld = hub.journal.submit, list[Work]()
+        monkeypatch.setattr(hub.journal, "submit", withheld.append)
+        async with await Wire.open(internal_port) as wire, await Wire.open(internal_port) as idle:
+            await wire.send(emit_request())
+            await until(lambda: withheld, "the emit waits for its commit")
+            await wire.send(emit_request()[:20])
+            await wire.settle()
+            # It comes later and its patience ends: so would that for a head on the other.
+            await idle.send(emit_request()[:20])
+            await idle.end()
+            submit(withheld.pop())
+            assert (await wire.answer()).status == 200
 
 
 class TestShortPatienceForBodies:
@@ -565,6 +656,31 @@ async def test_a_client_that_leaves_within_its_body_holds_nothing(internal_port:
     assert await counted(internal_port) == 0
 
 
+@pytest.mark.gen_test(timeout=20)
+@pytest.mark.parametrize(
+    "sent",
+    [emit_request("Expect: 100-continue"), emit_request("Transfer-Encoding: chunked", body=chunked(BATCH))],
+    ids=["100", "chunked"],
+)
+async def test_a_client_that_resets_right_behind_its_emit_leaves_nothing_held(
+    internal_port: int, hub: Hub, sent: bytes
+) -> None:
+    for number in range(30):
+        async with await Wire.open(internal_port) as wire:
+            assert wire.send_some(sent) == len(sent)
+            for _ in range(number % 6):
+                await asyncio.sleep(0)
+            wire.reset()
+    async with await Wire.open(internal_port) as wire:
+        await wire.send(LIVE)
+        assert (await wire.answer()).status == 200
+        # By now those who came earlier have been looked at too.
+        await wire.settle()
+
+    assert hub.held_bytes == 0
+    assert not hub._intakes
+
+
 @pytest.mark.gen_test(timeout=30)
 async def test_a_client_that_does_not_read_its_answers_is_not_read_any_further(public_port: int) -> None:
     each = request("/healthz/live", "X-Padding: " + "a" * 200)
@@ -606,6 +722,17 @@ async def test_an_offer_to_upgrade_is_answered_in_http_1_1(public_port: int) -> 
             assert (answer.status, answer.body, answer.header("upgrade")) == (200, b'{"status":"ok"}', None)
 
 
+@pytest.mark.gen_test(timeout=20)
+async def test_600_pipelined_offers_to_upgrade_are_answered_in_their_order(public_port: int) -> None:
+    offer = request("/healthz/live", "Connection: upgrade", "Upgrade: a")
+    sent = b"".join(named(number, offer) for number in range(600)) + named(600, request("/nowhere"))
+    async with await Wire.open(public_port) as wire:
+        _, answers = await asyncio.gather(wire.send(sent), wire.answers(601))
+
+    assert names(answers) == [f"n{number}" for number in range(601)]
+    assert [answer.status for answer in answers] == [200] * 600 + [404]
+
+
 @pytest.mark.gen_test
 async def test_an_emit_that_offers_to_upgrade_keeps_its_body(internal_port: int) -> None:
     async with await Wire.open(internal_port) as wire:
@@ -622,6 +749,25 @@ async def test_an_absolute_target_is_no_route(public_port: int) -> None:
         absolute, live = await wire.answers(2)
 
     assert (absolute.status, live.status) == (404, 200)
+
+
+class TestOneStream:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return with_settings(max_connections=1)
+
+    @pytest.mark.gen_test
+    async def test_a_stream_refused_for_load_is_told_each_header_once(self, public_port: int) -> None:
+        async with await Wire.open(public_port) as first, await Wire.open(public_port) as second:
+            await first.send(request("/stream?user_id=7&strategy_id=3"))
+            await first.begin()
+            await second.send(request("/stream?user_id=7&strategy_id=3", "Accept: text/event-stream"))
+            answer = await second.answer()
+
+        assert b'"busy"' in answer.body
+        assert answer.header("content-type") == "text/event-stream; charset=utf-8"
+        given = [name for name, _ in answer.headers]
+        assert sorted(given) == sorted(set(given))
 
 
 # ---- the end of the server

@@ -104,6 +104,11 @@ class Wire:
                 return found[0]
             assert await self._receive(), f"the connection ended behind {self.received!r}"
 
+    async def begin(self) -> None:
+        """Until some of an answer has come."""
+        while not self.received:
+            assert await self._receive(), "the connection ended without an answer"
+
     async def answers(self, count: int) -> list[Answer]:
         """So many answers."""
         return [await self.answer() for _ in range(count)]
