@@ -180,13 +180,14 @@ class Front:
     def _welcome(self) -> None:
         """Look at those who have been accepted, as many as may hold the loop in one turn."""
         until = self.loop.time() + WELCOME_SECONDS
-        while self._newcomers:
-            FrontConnection(self, self._newcomers.popleft()).begin()
-            if self.loop.time() > until:
-                break
-        self._is_welcoming = bool(self._newcomers)
-        if self._is_welcoming:
-            self.loop.call_soon(self._welcome)
+        try:
+            while self._newcomers and self.loop.time() <= until:
+                FrontConnection(self, self._newcomers.popleft()).begin()
+        finally:
+            # Whatever happened to one of them, the others are still to be looked at.
+            self._is_welcoming = bool(self._newcomers)
+            if self._is_welcoming:
+                self.loop.call_soon(self._welcome)
 
     def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
         _log.warning("Not accepting", extra={"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS})
@@ -462,6 +463,10 @@ class FrontConnection:
                     self._pause_reading()
                     self._front.loop.call_soon(self._advance)
                     return
+        except Exception:
+            # Nobody knows what has been answered: an end is something that the client can see.
+            _log.exception("Uncaught exception")
+            self.end()
         finally:
             self._is_advancing = False
         self._await_next_move()
