@@ -117,7 +117,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["tornado", "lean"],
         Meta(
             description="Who speaks HTTP. lean: our own front with a parser in C; tornado: Tornado's own server, at "
-            "three times the cost of an emit."
+            "four times the cost of an emit."
         ),
     ] = "lean"
     loop: Annotated[

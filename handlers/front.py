@@ -3,7 +3,7 @@
 It owns what lies between a socket and a request: accepting, parsing, the order of pipelined answers, limits of size and
 time, and the end. Who answers is not its business: `Dispatch` says (`handlers.dispatch`).
 
-What it gains: an emit costs a third of what it costs through Tornado's server, a connect half (docs/performance.md).
+What it gains: an emit and a connect cost a quarter of what they do through Tornado's server (docs/performance.md).
 What it gives up: a bare LF does not end a line, and messages are held to RFC 9112 to the letter.
 """
 
