@@ -336,10 +336,14 @@ class Hub:
             if isinstance(work, EmitCall):
                 yield from self._publish(work)
                 continue
-            if isinstance(work, _UserLoad):
-                self._finish_load(work)
-            elif isinstance(work, _UserDeletion):
-                self._finish_deletion(work)
+            try:
+                if isinstance(work, _UserLoad):
+                    self._finish_load(work)
+                elif isinstance(work, _UserDeletion):
+                    self._finish_deletion(work)
+            except Exception:
+                # What was delivered behind it must not wait for ever.
+                _log.exception("Publishing failed")
             yield
 
     def _publish(self, call: EmitCall) -> Iterator[None]:

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from core.errors import Draining, InternalError, OutcomeUnknown
+from core.errors import Draining, InternalError, OutcomeUnknown, TallywireError
 from core.heartbeat import SLOTS
 from core.hub import Hub
 from core.journal.base import Deliver, JournalFailed
@@ -131,6 +131,23 @@ def test_a_stream_whose_user_is_still_being_loaded_is_refused_when_the_server_dr
     assert isinstance(refusal, Draining)
     assert not connection.sent
     assert world.hub.registry.user(7) is None
+    world.close()
+
+
+@pytest.mark.logs("Opening failed", "Publishing failed")
+def test_a_refusal_that_fails_keeps_nobody_else_of_the_same_delivery_waiting() -> None:
+    world = World()
+    connection = FakeConnection(8, PLAIN)
+
+    def fail(_refusal: TallywireError) -> None:
+        raise RuntimeError("a bug")
+
+    world.hub.open(7, (3,), None, lambda: None, fail)
+    refusals = world.open(connection, (3,), None)
+    world.hub.is_draining = True
+    world.commit()
+
+    assert [type(refusal) for refusal in refusals] == [Draining]
     world.close()
 
 
