@@ -5,9 +5,15 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
+
+if os.environ.get("TALLYWIRE_NO_SKIPS"):
+    # The check of a clone says the same about the same code each time; who works on it looks further at each run.
+    hypothesis.settings.register_profile("the same each time", derandomize=True)
+    hypothesis.settings.load_profile("the same each time")
 
 
 @pytest.fixture

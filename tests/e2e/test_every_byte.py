@@ -4,6 +4,7 @@ Each byte offset has a user of its own, so that all cuts of a sequence of frames
 """
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 STRATEGIES = (3, 4)
 
 HEARTBEAT = b"2\r\n:\n\r\n"
+HOURLY_SUMMARY = re.compile(rb"[0-9a-f]+\r\nevent: order_hourly_summary\n[^\r]*\r\n")
 
 DEADLINE_SECONDS = 60
 """How long a step of all streams may take, on a machine that is busy with other things."""
@@ -125,7 +127,7 @@ PROGRAMS_UNDER_TEST: dict[str, Command] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    # The bytes of a response are counted: heartbeats as rare as may be, see `_without_heartbeats`.
+    # The bytes of a response are counted: heartbeats as rare as may be, see `_without_interludes`.
     with running_server("--heartbeat-seconds=3600", "--retry-ms=2", "--keep-rows=1000000") as server:
         yield server
 
@@ -147,7 +149,7 @@ def test_a_stream_cut_behind_any_byte_of_its_frames_resumes_exactly(
     name: str, story: Story, server: ServerProcess, tmp_path: Path
 ) -> None:
     command = PROGRAMS_UNDER_TEST[name]
-    uncut = _without_heartbeats(*_play(server, command, story, [None], tmp_path))
+    uncut = _without_interludes(*_play(server, command, story, [None], tmp_path))
     assert [event.event for event in _events_of(uncut)] == story.events
 
     # From the cut that lets nothing of the response pass to the one behind its last byte; and one stream is not cut.
@@ -155,7 +157,7 @@ def test_a_stream_cut_behind_any_byte_of_its_frames_resumes_exactly(
     resets_odd = list(PROGRAMS_UNDER_TEST).index(name) % 2 == 1
     *passed, uncut_again = _play(server, command, story, [*offsets, None], tmp_path, resets_odd=resets_odd)
     assert [len(response) for response in passed] == list(offsets)
-    assert len(_without_heartbeats(uncut_again)) == len(uncut), "the responses of all users are equally long"
+    assert len(_without_interludes(uncut_again)) == len(uncut), "the responses of all users are equally long"
 
 
 # ---- the steps
@@ -222,9 +224,10 @@ def _accepted(server: ServerProcess, users: Sequence[int], batches: Iterable[Bat
     return epoch and f"{epoch}-0"
 
 
-def _without_heartbeats(response: bytes) -> bytes:
-    """However rare they are, each beat is somebody's: of thousands of streams one is met every few minutes."""
-    return response.replace(HEARTBEAT, b"")
+def _without_interludes(response: bytes) -> bytes:
+    """However rare heartbeats are, each is somebody's: of thousands of streams one is met every few minutes. And once
+    in a while an hour ends."""
+    return HOURLY_SUMMARY.sub(b"", response.replace(HEARTBEAT, b""))
 
 
 def _wait_until_all_are_cut(passages: Mapping[int, Passage]) -> None:

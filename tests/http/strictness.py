@@ -33,7 +33,7 @@ _VARYING = re.compile(rb'("request_id":"|"position":"|retry: )[^"\n]+|id: \S+')
 _OVERLOOKED = (
     # Sections 2.2 and 3 of RFC 9112: empty lines ahead of a request line, more than one space in it.
     (re.compile(rb"\A[\r\n]+"), b""),
-    (re.compile(rb"(\r\n\r\n|}|hello)[\r\n]+(?=[A-Z]+ )"), rb"\1"),
+    (re.compile(rb"(\r\n\r\n|}|hello)[\r\n]+(?=[A-Z]+ |\Z)"), rb"\1"),
     (re.compile(rb"^([A-Z]+) +(\S+) +(?=HTTP/)", re.MULTILINE), rb"\1 \2 "),
     # Sections 7.1.1 and 7.1.2: extensions of chunks, trailers behind them.
     (re.compile(rb"^([0-9A-Fa-f]+);[^\r\n]*(?=\r\n)", re.MULTILINE), rb"\1"),
