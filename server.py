@@ -38,6 +38,7 @@ from handlers import dispatch, routes
 from handlers.base import Services
 from handlers.dispatch import HotRoutes
 from handlers.front import Front, FrontLimits
+from handlers.readiness import readiness
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: a crowd that reconnects is not turned away."""
@@ -207,20 +208,28 @@ def bind(settings: Settings) -> Listeners:
 def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HTTPServer | Front]:
     """Accept on both listeners."""
     is_local = Address.parse(settings.public_listen).is_loopback
-    public = Services(hub, settings, allows_loopback_origins=is_local)
-    internal = Services(hub, settings, allows_loopback_origins=False)
+    loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
+    ready = readiness(loop)
+    public = Services(hub, settings, ready, allows_loopback_origins=is_local)
+    internal = Services(hub, settings, ready, allows_loopback_origins=False)
     servers = [
-        _server(settings, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS),
-        _server(settings, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS),
+        _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop),
+        _server(internal, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS, loop),
     ]
     servers[0].add_sockets(listeners.public)
     servers[1].add_sockets(listeners.internal)
     return servers
 
 
-def _server(settings: Settings, application: Application, hot: HotRoutes, idle_seconds: float) -> HTTPServer | Front:
+def _server(
+    services: Services,
+    application: Application,
+    hot: HotRoutes,
+    idle_seconds: float,
+    loop: asyncio.AbstractEventLoop,
+) -> HTTPServer | Front:
     """The HTTP front that the settings ask for; without sockets yet."""
-    if settings.http == "tornado":
+    if services.settings.http == "tornado":
         return HTTPServer(
             application,
             max_header_size=MAX_HEADER_BYTES,
@@ -228,8 +237,7 @@ def _server(settings: Settings, application: Application, hot: HotRoutes, idle_s
             body_timeout=BODY_SECONDS,
         )
     limits = FrontLimits(MAX_HEADER_BYTES, HEADER_SECONDS, idle_seconds, BODY_SECONDS)
-    loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
-    return Front(dispatch.dispatcher(application, hot), limits, loop)
+    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness)
 
 
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer | Front]) -> None:

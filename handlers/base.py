@@ -27,6 +27,7 @@ from core.errors import (
 from core.hub import Hub
 from core.models import MAX_ID, problem_of
 from core.settings import Settings
+from handlers.readiness import Readiness
 
 MAX_UNWANTED_BYTES = 64 * 2**10
 """How much of an unwanted body is read and thrown away. A sender whose connection is cut in the middle of its body
@@ -59,6 +60,7 @@ class Services(Struct, frozen=True):
 
     hub: Hub
     settings: Settings
+    readiness: Readiness
     allows_loopback_origins: bool
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
 

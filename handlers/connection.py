@@ -4,7 +4,6 @@ Owning it costs a tenth of the memory of a kept handler, and `send` goes straigh
 the client left or sent something it should not: both end the stream.
 """
 
-import asyncio
 import errno
 import socket
 from contextlib import suppress
@@ -15,21 +14,20 @@ from tornado.web import RequestHandler
 
 from core.errors import Busy
 from core.subscriber import CloseReason, ConnectionLost, StreamOptions, Subscriber
+from handlers.readiness import READ, WRITE, Readiness
 
 
 class Connection(Subscriber):
     """A subscriber on a TCP socket. It holds the socket object, never a bare descriptor: the numbers are re-used, and
     a frame would reach another user."""
 
-    __slots__ = ("_loop", "_socket")
+    __slots__ = ("_readiness", "_socket")
 
-    def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket) -> None:
+    def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket, readiness: Readiness) -> None:
         super().__init__(user_id, options)
         self._socket = connected
-        self._loop = asyncio.get_running_loop()
-        # The number, not the object: a selector that does not know a socket yet raises a KeyError that spells it out,
-        # with two system calls, 8 us. The number is asked for each time and never kept.
-        self._loop.add_reader(connected.fileno(), self._look)
+        self._readiness = readiness
+        readiness.watch(connected.fileno(), self, READ)
 
     def transmit(self, data: bytes | memoryview) -> int:
         try:
@@ -40,14 +38,10 @@ class Connection(Subscriber):
             raise ConnectionLost(_reason(error)) from error
 
     def watch_writable(self, wanted: bool) -> None:
-        if wanted:
-            self._loop.add_writer(self._socket.fileno(), self.continue_sending)
-        else:
-            self._loop.remove_writer(self._socket.fileno())
+        self._readiness.watch(self._socket.fileno(), self, READ | WRITE if wanted else READ)
 
     def release(self) -> None:
-        self._loop.remove_writer(self._socket.fileno())
-        self._loop.remove_reader(self._socket.fileno())
+        self._readiness.forget(self._socket.fileno())
         self._socket.close()
 
     def peer(self) -> str:
@@ -57,7 +51,11 @@ class Connection(Subscriber):
             return ""
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
 
-    def _look(self) -> None:
+    def on_writable(self) -> None:
+        """See `handlers.readiness.Owner`."""
+        self.continue_sending()
+
+    def on_readable(self) -> None:
         """Nothing may come from the client any more, so whatever is there ends the stream."""
         try:
             data = self._socket.recv(1)

@@ -185,7 +185,7 @@ class StreamExchange:
             )
             head = stream_head(request.options, exchange.request_id, self._cors_headers)
             refuse = partial(self._refuse, request.options)
-            open_stream(self._services.hub, request, head, exchange.connection.take_socket, refuse)
+            open_stream(self._services, request, head, exchange.connection.take_socket, refuse)
         except TallywireError as refusal:
             exchange.refuse(refusal, self._cors_headers)
         except Exception:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from core.errors import HeadTooLarge, MalformedRequest, TallywireError
 from handlers.base import answer_bytes, log_refusal, problem_body, problem_headers, request_id
+from handlers.readiness import READ, WRITE, Readiness
 
 READ_BYTES = 64 * 1024
 
@@ -127,10 +128,13 @@ class Responder(Protocol):
 class Front:
     """A server, used like Tornado's HTTPServer. `dispatch` says who answers a request whose head has arrived."""
 
-    def __init__(self, dispatch: "Dispatch", limits: FrontLimits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, dispatch: "Dispatch", limits: FrontLimits, loop: asyncio.AbstractEventLoop, readiness: Readiness
+    ) -> None:
         self.dispatch = dispatch
         self.limits = limits
         self.loop = loop
+        self.readiness = readiness
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
         self._newcomers: deque[socket.socket] = deque()
@@ -302,7 +306,7 @@ class FrontConnection:
 
     def begin(self) -> None:
         """Look at once: in a storm of reconnects the request is there already, and a stream is registered but once."""
-        self._on_readable()
+        self._read()
         if not (self._unsent or (self._queue and self._is_pipelining())):
             self._resume_reading()
 
@@ -362,7 +366,12 @@ class FrontConnection:
 
     # Reading.
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        """See `handlers.readiness.Owner`."""
+        if not self._is_paused:
+            self._read()
+
+    def _read(self) -> None:
         if self._socket is None:
             return
         try:
@@ -438,13 +447,16 @@ class FrontConnection:
     def _pause_reading(self) -> None:
         if not self._is_paused and self._socket is not None:
             self._is_paused = True
-            self._front.loop.remove_reader(self._socket.fileno())
+            self._watch(self._socket)
 
     def _resume_reading(self) -> None:
         if self._is_paused and self._socket is not None:
             self._is_paused = False
-            # By number: see `handlers.connection`.
-            self._front.loop.add_reader(self._socket.fileno(), self._on_readable)
+            self._watch(self._socket)
+
+    def _watch(self, connected: socket.socket) -> None:
+        events = (0 if self._is_paused else READ) | (WRITE if self._unsent else 0)
+        self._front.readiness.watch(connected.fileno(), self, events)
 
     # Answering.
 
@@ -530,8 +542,8 @@ class FrontConnection:
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
-            self._pause_reading()
-            self._front.loop.add_writer(self._socket.fileno(), self._on_writable)
+            self._is_paused = True
+            self._watch(self._socket)
             self.deadline = self._front.loop.time() + WRITE_SECONDS
 
     def finish_answer(self) -> None:
@@ -569,8 +581,9 @@ class FrontConnection:
         else:
             callback()
 
-    def _on_writable(self) -> None:
-        if self._socket is None:
+    def on_writable(self) -> None:
+        """See `handlers.readiness.Owner`."""
+        if self._socket is None or not self._unsent:
             return
         try:
             sent = self._socket.send(self._unsent)
@@ -583,7 +596,7 @@ class FrontConnection:
         if self._unsent:
             self.deadline = self._front.loop.time() + WRITE_SECONDS
             return
-        self._front.loop.remove_writer(self._socket.fileno())
+        self._watch(self._socket)
         self._on_all_sent()
         self._advance()
 
@@ -611,6 +624,7 @@ class FrontConnection:
             self.end()
             return None
         self._responder = None
+        self._front.readiness.forget(taken.fileno())
         self._forget()
         return taken
 
@@ -618,9 +632,7 @@ class FrontConnection:
         """Close at once; harmless the second time."""
         if self._socket is None:
             return
-        self._front.loop.remove_writer(self._socket.fileno())
-        if not self._is_paused:
-            self._front.loop.remove_reader(self._socket.fileno())
+        self._front.readiness.forget(self._socket.fileno())
         self._socket.close()
         self._forget()
 

@@ -14,10 +14,9 @@ from urllib.parse import parse_qs
 from msgspec import Struct
 
 from core.errors import InvalidQuery, TallywireError, Unavailable
-from core.hub import Hub
 from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
-from handlers.base import SERVER_HEADER, BaseHandler, Headers, http_date, identifier
+from handlers.base import SERVER_HEADER, BaseHandler, Headers, Services, http_date, identifier
 from handlers.connection import Connection, take_socket
 
 MAX_STRATEGIES = 64
@@ -105,7 +104,7 @@ def _strategies(values: list[str]) -> tuple[int, ...] | None:
 
 
 def open_stream(
-    hub: Hub,
+    services: Services,
     request: StreamRequest,
     head: bytes,
     take_socket: Callable[[], socket.socket | None],
@@ -120,11 +119,11 @@ def open_stream(
         taken = take_socket()
         if taken is None:
             return None
-        connection = Connection(request.user_id, request.options, taken)
+        connection = Connection(request.user_id, request.options, taken, services.readiness)
         connection.prologue = head
         return connection
 
-    hub.open(request.user_id, request.strategies, request.last_event_id, connect, refuse)
+    services.hub.open(request.user_id, request.strategies, request.last_event_id, connect, refuse)
 
 
 def stream_head(options: StreamOptions, request_id: str, cors_headers: Headers) -> bytes:
@@ -184,7 +183,7 @@ class StreamHandler(BaseHandler):
             if not opened.done():
                 opened.set_exception(refusal)
 
-        open_stream(self.services.hub, request, head, take, refuse)
+        open_stream(self.services, request, head, take, refuse)
         await opened
 
     def options(self) -> None:

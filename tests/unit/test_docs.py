@@ -58,7 +58,7 @@ def test_every_event_and_reason_is_in_the_reference() -> None:
 
 
 def test_every_route_is_in_the_reference() -> None:
-    services = Services(None, settings.Settings(), allows_loopback_origins=False)  # type: ignore[arg-type]  # no request is served
+    services = Services(None, settings.Settings(), None, allows_loopback_origins=False)  # type: ignore[arg-type]  # no request is served
     documented = REFERENCE.replace("{user}", "([^/]+)").replace("{strategy}", "([^/]+)")
 
     for application in (routes.public(services), routes.internal(services)):
