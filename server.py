@@ -35,9 +35,12 @@ from core.logs import start_logging
 from core.settings import Settings, SettingsError
 from core.statistics import HourlyNotices
 from handlers import dispatch, routes
+from handlers.authorities import authority_of, published_keys
 from handlers.base import Services
+from handlers.credentials import Anybody
 from handlers.dispatch import HotRoutes
 from handlers.front import Front, FrontLimits
+from handlers.jwks import PublishedKeys
 from handlers.readiness import readiness
 
 BACKLOG = 4096
@@ -134,9 +137,12 @@ async def _serve_on(
         failures.append(failed)
         stop.set()
 
+    published = published_keys(settings, hub.clock)
+    servers = start_servers(settings, hub, listeners, published)
     hub.start(end)
-    servers = start_servers(settings, hub, listeners)
-    notices = asyncio.create_task(HourlyNotices(hub).run())
+    background = [asyncio.create_task(HourlyNotices(hub).run())]
+    if published is not None:
+        background.append(asyncio.create_task(published.run()))
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -152,8 +158,9 @@ async def _serve_on(
         },
     )
     await stop.wait()
-    notices.cancel()
-    await asyncio.gather(notices, return_exceptions=True)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
     _log.info("Stopping", extra={"connections": len(hub.registry)})
     for server in servers:
         server.stop()
@@ -185,7 +192,15 @@ def _journal_limits(settings: Settings, most_rows: int = sys.maxsize) -> Journal
 def build_hub(settings: Settings, journal: Journal, loop: asyncio.AbstractEventLoop) -> Hub:
     """The use cases on a journal."""
     max_connections = min(settings.max_connections, available_connections())
-    limits = HubLimits(settings.heartbeat_seconds, settings.retry_ms, settings.coalesce_ms, max_connections)
+    limits = HubLimits(
+        settings.heartbeat_seconds,
+        settings.retry_ms,
+        settings.coalesce_ms,
+        max_connections,
+        settings.max_age_seconds,
+        settings.expiring_seconds,
+        settings.jwt_max_life_seconds + settings.jwt_leeway_seconds,
+    )
     return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later, spawn=loop.create_task)
 
 
@@ -205,13 +220,17 @@ def bind(settings: Settings) -> Listeners:
     return Listeners(public, _bind("internal", settings.internal_listen, settings))
 
 
-def start_servers(settings: Settings, hub: Hub, listeners: Listeners) -> list[HTTPServer | Front]:
-    """Accept on both listeners."""
-    is_local = Address.parse(settings.public_listen).is_loopback
+def start_servers(
+    settings: Settings, hub: Hub, listeners: Listeners, published: PublishedKeys | None = None
+) -> list[HTTPServer | Front]:
+    """Accept on both listeners. Raises SettingsError when nobody could say who reads."""
+    authority = authority_of(settings, published)
+    is_local = settings.auth == "none" and Address.parse(settings.public_listen).is_loopback
     loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
     ready = readiness(loop)
-    public = Services(hub, settings, ready, allows_loopback_origins=is_local)
-    internal = Services(hub, settings, ready, allows_loopback_origins=False)
+    origins = frozenset(settings.cors_origins)
+    public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local)
+    internal = Services(hub, settings, ready, Anybody())
     servers = [
         _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop),
         _server(internal, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS, loop),
@@ -268,10 +287,12 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
         address = Address.parse(text)
     except ValueError as error:
         raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
-    if not address.is_loopback and listener not in settings.insecure:
+    asks = listener == "public" and settings.auth != "none"
+    if not address.is_loopback and not asks and listener not in settings.insecure:
+        fix = "Ask with --auth jwt or --auth proxy, listen" if listener == "public" else "Listen"
         raise SettingsError(
             f"{listener}_listen is {text}, which others can reach, and nobody would be asked who they are. "
-            f"Listen on 127.0.0.1, or say --insecure={listener} if the network is closed otherwise."
+            f"{fix} on 127.0.0.1, or say --insecure={listener} if the network is closed otherwise."
         )
     try:
         sockets = bind_sockets(

@@ -6,12 +6,15 @@ The tree::
     ├── Refused                        the caller's mistake: 4xx, do not repeat unchanged
     │   ├── MalformedRequest           400 malformed_request
     │   ├── MalformedBody              400 malformed_body
+    │   ├── Unauthorized               401 unauthorized
+    │   ├── Forbidden                  403 forbidden
     │   ├── RouteNotFound              404 not_found
     │   ├── MethodNotAllowed           405 method_not_allowed
     │   ├── BodyTooLarge               413 body_too_large
     │   ├── UnsupportedMediaType       415 unsupported_media_type
     │   ├── HeadTooLarge               431 head_too_large
     │   ├── InvalidBatch               422 invalid_batch
+    │   ├── InvalidBody                422 invalid_body
     │   ├── InvalidResults             422 invalid_results
     │   ├── StrategyIdMissing          422 strategy_id_missing
     │   ├── TooManyResults             422 too_many_results
@@ -93,6 +96,27 @@ class MalformedBody(Refused):
     title = "The body cannot be read"
 
 
+class Unauthorized(Refused):
+    """Nobody knows who asks: there is no token, or not one that counts."""
+
+    code = "unauthorized"
+    status = 401
+    title = "It is not known who asks"
+
+    def __init__(self, detail: str, *, knows_key: bool = True) -> None:
+        super().__init__(detail)
+        self.knows_key = knows_key
+        """False: the token names a key that another look at where keys come from may find."""
+
+
+class Forbidden(Refused):
+    """It is known who asks, and this is not theirs to do or to read."""
+
+    code = "forbidden"
+    status = 403
+    title = "This is not allowed to whoever asks"
+
+
 class RouteNotFound(Refused):
     code = "not_found"
     status = 404
@@ -150,6 +174,15 @@ class InvalidBatch(Refused):
     title = "The batch is not of the right form"
 
     def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{message} at {path}.", (FieldProblem(path, message),))
+
+
+class InvalidBody(Refused):
+    code = "invalid_body"
+    status = 422
+    title = "The body is not of the right form"
+
+    def __init__(self, message: str, path: str) -> None:
         super().__init__(f"{message} at {path}.", (FieldProblem(path, message),))
 
 
@@ -297,12 +330,15 @@ class InternalError(TallywireError):
 ERRORS: tuple[type[TallywireError], ...] = (
     MalformedRequest,
     MalformedBody,
+    Unauthorized,
+    Forbidden,
     RouteNotFound,
     MethodNotAllowed,
     BodyTooLarge,
     UnsupportedMediaType,
     HeadTooLarge,
     InvalidBatch,
+    InvalidBody,
     InvalidResults,
     StrategyIdMissing,
     TooManyResults,

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 
 from msgspec import UNSET, Struct
 
 from core.aggregation import Aggregation
+from core.auth import Principal
 from core.errors import (
     Busy,
     Draining,
@@ -20,8 +23,9 @@ from core.errors import (
     OutcomeUnknown,
     StrategyIdMissing,
     TallywireError,
-    Unavailable,
+    Unauthorized,
 )
+from core.expiry import Expiries
 from core.heartbeat import SLOTS, HeartbeatWheel
 from core.journal.base import (
     Commit,
@@ -33,6 +37,8 @@ from core.journal.base import (
     Load,
     Outcome,
     Recorded,
+    RevocationRecord,
+    Revoke,
     Work,
 )
 from core.models import (
@@ -42,14 +48,20 @@ from core.models import (
     DeletedUser,
     OrderBatchEvent,
     ResetReason,
+    Revocation,
+    Revoked,
     Skipped,
     StrategyTotals,
     StreamClosing,
+    StreamExpiring,
     StreamOpen,
     StreamReset,
+    UserTotals,
+    iso_timestamp,
 )
 from core.publisher import Publisher, Slices
 from core.registry import Registry, User
+from core.revocations import Revocations
 from core.sse import encode_control
 from core.subscriber import CloseReason, StreamOptions, Subscriber, encode_framed_control
 from core.totals import Position, Row, write_position
@@ -63,8 +75,11 @@ MAX_IDEMPOTENCY_KEY = 128
 DRAIN_RETRY_MS_EACH = 1
 """Streams that end together are told to come back over a time that grows with their number: 1,000 a second."""
 
-FINAL_REASONS: frozenset[ClosingReason] = frozenset({"account_deactivated"})
+FINAL_REASONS: frozenset[ClosingReason] = frozenset({"revoked", "strategy_deleted", "account_deactivated"})
 """A stream that is closed for one of these is told not to come back."""
+
+EXPIRY_LOOK_SECONDS = 0.5
+"""Between two looks at the tokens that end."""
 
 Answer = Accepted | Skipped | TallywireError
 
@@ -81,6 +96,11 @@ class HubLimits(Struct, frozen=True):
     retry_ms: int
     coalesce_ms: int
     max_connections: int
+    max_age_seconds: float = 0
+    """0: streams are not rotated."""
+    expiring_seconds: float = 60
+    grant_seconds: float = 0
+    """Longest time for which anything is granted that can be revoked."""
 
 
 class Intake:
@@ -141,22 +161,32 @@ class _Pending(Struct, frozen=True, gc=False):
     idempotency_key: str | None
 
 
-class _Opening(Struct, frozen=True):
-    """A stream that is asked for: see `Hub.open`."""
+class Wanted(Struct, frozen=True):
+    """A stream that is asked for. `strategies` None: every one, future ones included. `principal` None: nobody asks
+    who reads."""
 
     user_id: int
     strategies: tuple[int, ...] | None
     last_event_id: str | None
+    principal: Principal | None = None
+
+
+class _Opening(Struct, frozen=True):
+    """See `Hub.open`."""
+
+    wanted: Wanted
     connect: Callable[[], Subscriber | None]
     refuse: Callable[[TallywireError], None]
 
 
 class _UserLoad(Load):
-    __slots__ = ("opening",)
+    """`then` gets the user, or why there is none."""
 
-    def __init__(self, opening: _Opening) -> None:
-        super().__init__(opening.user_id)
-        self.opening = opening
+    __slots__ = ("then",)
+
+    def __init__(self, user_id: int, then: Callable[[User | Busy], None]) -> None:
+        super().__init__(user_id)
+        self.then = then
 
 
 class _UserDeletion(Deletion):
@@ -165,6 +195,15 @@ class _UserDeletion(Deletion):
     def __init__(self, user_id: int) -> None:
         super().__init__(user_id)
         self.closed = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Revoke(Revoke):
+    __slots__ = ("done",)
+
+    def __init__(self, revocation: Revocation, now_ms: int, grant_seconds: float) -> None:
+        until_ms = now_ms + int(grant_seconds * 1000)
+        super().__init__(RevocationRecord(revocation.user_id or 0, revocation.strategy_id or 0, now_ms, until_ms))
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -203,6 +242,10 @@ class Hub:
             coalesce_ms=limits.coalesce_ms, call_soon=call_soon, call_later=call_later, clock=clock
         )
         self._wheel = HeartbeatWheel(random.random)
+        self._expiries = Expiries()
+        self._is_looking = False
+        """At tokens, now and then: as long as there are streams whose token ends."""
+        self._revocations = Revocations(journal.revocations)
         self._on_closed = self._forget
         """The one bound method that all subscribers share: one each would be 64 bytes a connection."""
         self._intakes: set[Intake] = set()
@@ -327,6 +370,63 @@ class Hub:
         position = self._position(deletion.n) if deletion.n else None
         return DeletedUser(user_id, position, deletion.rows, deletion.closed)
 
+    async def revoke(self, revocation: Revocation) -> Revoked:
+        """What was granted before counts no more, and the streams opened with it end. Raises what an emit raises.
+
+        Cancelling it stops the waiting, not the revocation.
+        """
+        intake = self.begin_intake()
+        try:
+            revoke = _Revoke(revocation, self.now_ms(), self.limits.grant_seconds)
+            self.journal.submit(revoke)
+            await revoke.done
+            closed = 0
+            for subscriber in [each for each in self.registry.subscribers if self._is_revoked(each, revocation)]:
+                closed += not subscriber.has_ended
+                self._say_goodbye(subscriber, revocation.reason)
+                await self.slices.breathe()
+        finally:
+            intake.release()
+        _log.info(
+            "Revoked",
+            extra={
+                "user_id": revocation.user_id,
+                "strategy_id": revocation.strategy_id,
+                "reason": revocation.reason,
+                "closed": closed,
+            },
+        )
+        return Revoked(iso_timestamp(revoke.record.revoked_ms), closed)
+
+    def _is_revoked(self, subscriber: Subscriber, revocation: Revocation) -> bool:
+        if revocation.user_id is not None and subscriber.user_id != revocation.user_id:
+            return False
+        return revocation.strategy_id is None or revocation.strategy_id in subscriber.keys
+
+    async def totals(self, wanted: Wanted) -> UserTotals:
+        """What was counted for a user up to now, of the strategies that are wanted. Raises Busy, Unauthorized."""
+        self.check_granted(wanted.principal, wanted.strategies)
+        loaded: asyncio.Future[UserTotals | Busy] = asyncio.get_running_loop().create_future()
+
+        def state(user: User | Busy) -> None:
+            # In the step of the load: the position and the totals are of one moment.
+            if not loaded.cancelled():
+                loaded.set_result(user if isinstance(user, Busy) else self._totals_of(user, wanted.strategies))
+
+        self._with_user(wanted.user_id, state)
+        stated = await loaded
+        if isinstance(stated, Busy):
+            raise stated
+        return stated
+
+    def _totals_of(self, user: User, strategies: tuple[int, ...] | None) -> UserTotals:
+        heads = {
+            strategy_id: key.head
+            for strategy_id, key in user.keys.items()
+            if strategies is None or strategy_id in strategies
+        }
+        return UserTotals(user.user_id, self._position(user.n), _totals(heads, only_counted=True))
+
     def _deliver(self, finished: Sequence[Work]) -> None:
         self._publisher.publish(self._steps_of(finished))
 
@@ -341,6 +441,8 @@ class Hub:
                     self._finish_load(work)
                 elif isinstance(work, _UserDeletion):
                     self._finish_deletion(work)
+                elif isinstance(work, _Revoke):
+                    self._finish_revocation(work)
             except Exception:
                 # What was delivered behind it must not wait for ever.
                 _log.exception("Publishing failed")
@@ -400,38 +502,37 @@ class Hub:
         return len(self.registry) >= self.limits.max_connections
 
     def open(
-        self,
-        user_id: int,
-        strategies: tuple[int, ...] | None,
-        last_event_id: str | None,
-        connect: Callable[[], Subscriber | None],
-        refuse: Callable[[TallywireError], None],
+        self, wanted: Wanted, connect: Callable[[], Subscriber | None], refuse: Callable[[TallywireError], None]
     ) -> None:
-        """Start a stream, now or when the journal has told what it knows of the user. `strategies` None: every one.
+        """Start a stream, now or when the journal has told what it knows of the user.
 
-        Either `refuse` is called, with Busy or Draining; or `connect`, which gives the connection, None when the client
-        has left meanwhile, and may raise Busy. A stream for whose position the journal is then too busy is told so and
-        ends. Callbacks, not a coroutine: a task for each is 8 us of a crowd's connects.
+        Either `refuse` is called, with Busy, Draining or Unauthorized (what it was granted with has been revoked); or
+        `connect`, which gives the connection, None when the client has left meanwhile, and may raise Busy. A stream for
+        whose position the journal is then too busy is told so and ends. Callbacks, not a coroutine: a task for each is
+        8 us of a crowd's connects.
         """
-        opening = _Opening(user_id, strategies, last_event_id, connect, refuse)
+        self._with_user(wanted.user_id, partial(self._open, _Opening(wanted, connect, refuse)))
+
+    def _with_user(self, user_id: int, then: Callable[[User | Busy], None]) -> None:
+        """Now, or when the journal has told what it knows of the user."""
         user = self.registry.user(user_id)
         if user is None:
-            self.journal.submit(_UserLoad(opening))
+            self.journal.submit(_UserLoad(user_id, then))
         else:
-            self._open(user, opening)
+            then(user)
 
     def _finish_load(self, load: _UserLoad) -> None:
-        if load.failure is not None:
-            load.opening.refuse(load.failure)
-        else:
-            user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads, load.floor)
-            self._open(user, load.opening)
+        user = self.registry.user(load.user_id) or User(load.user_id, load.n, load.heads, load.floor)
+        load.then(user if load.failure is None else load.failure)
 
-    def _open(self, user: User, opening: _Opening) -> None:
+    def _open(self, opening: _Opening, user: User | Busy) -> None:
+        if isinstance(user, Busy):
+            opening.refuse(user)
+            return
         self.registry.hold(user)
         try:
             # After the load: a stream that registered behind the last farewell would never be told to go.
-            refusal = self._why_not()
+            refusal = self._why_not(opening.wanted)
             if refusal is not None:
                 opening.refuse(refusal)
                 return
@@ -446,19 +547,31 @@ class Hub:
         finally:
             self.registry.let_go(user)
 
-    def _why_not(self) -> Unavailable | None:
-        """Why no stream may be opened now."""
+    def _why_not(self, wanted: Wanted) -> TallywireError | None:
+        """Why this stream may not be opened now."""
         if self.is_draining:
             return Draining()
+        try:
+            self.check_granted(wanted.principal, wanted.strategies)
+        except Unauthorized as revoked:
+            return revoked
         return Busy("No further stream may be opened.") if self.is_full() else None
+
+    def check_granted(self, principal: Principal | None, strategies: Iterable[int] | None) -> None:
+        """Raises Unauthorized when what this principal has been granted has been revoked."""
+        if principal is not None and self._revocations.concern(principal, strategies):
+            raise Unauthorized("The token has been revoked; a new one is needed.")
 
     def _register(self, subscriber: Subscriber, user: User, opening: _Opening) -> None:
         """Judge the position, register, read the totals there, then write the first event."""
         subscriber.epoch = self.journal.epoch
         subscriber.on_closed = self._on_closed
-        judged = self._judge(user, opening.last_event_id)
+        wanted = opening.wanted
+        judged = self._judge(user, wanted.last_event_id)
+        if wanted.principal is not None and wanted.principal.expires_at is not None:
+            subscriber.expires_at = wanted.principal.expires_at
         # Register before reading: a batch published in between would be in neither half.
-        self.registry.add(subscriber, user, opening.strategies)
+        self.registry.add(subscriber, user, wanted.strategies)
         try:
             if not isinstance(judged, Position):
                 self._start_at_head(subscriber, user, judged)
@@ -490,6 +603,17 @@ class Hub:
             deletion.done.set_exception(deletion.failure)
         else:
             deletion.done.set_result(None)
+
+    def _finish_revocation(self, revoke: _Revoke) -> None:
+        if revoke.failure is None:
+            # In this very step: whoever opens a stream from now on meets it.
+            self._revocations.add(revoke.record)
+        if revoke.done.cancelled():
+            return
+        if revoke.failure is not None:
+            revoke.done.set_exception(revoke.failure)
+        else:
+            revoke.done.set_result(None)
 
     def _spawn(self, resuming: Coroutine[None, None, None]) -> None:
         task = self._create_task(resuming)
@@ -547,8 +671,7 @@ class Hub:
             first = StreamOpen(position, strategies, resumed, seconds, stated)
         retry_ms = self._jittered_retry_ms()
         opening = encode_framed_control(first, subscriber.options, event_id=position, retry_ms=retry_ms)
-        subscriber.opened_at = self.clock()
-        self._wheel.add(subscriber)
+        self._begin_life(subscriber)
         _log.info(
             "Stream opened",
             extra={
@@ -561,9 +684,47 @@ class Hub:
         )
         subscriber.begin(opening, n, marks)
 
+    def _begin_life(self, subscriber: Subscriber) -> None:
+        now = subscriber.opened_at = self.clock()
+        if self.limits.max_age_seconds:
+            # Between four and six fifths of it: those that came together do not go together.
+            subscriber.ends_at = now + self.limits.max_age_seconds * (0.8 + 0.4 * random.random())
+        self._wheel.add(subscriber)
+        if subscriber.expires_at < math.inf:
+            self._expiries.add(subscriber, now, self._seconds_left(subscriber) - self.limits.expiring_seconds)
+            if not self._is_looking:
+                self._is_looking = True
+                self._call_later(EXPIRY_LOOK_SECONDS, self._look_at_tokens)
+
+    def _seconds_left(self, subscriber: Subscriber) -> float:
+        """Of its token."""
+        return subscriber.expires_at - self.now_ms() / 1000
+
+    def _look_at_tokens(self) -> None:
+        for subscriber in self._expiries.due(self.clock()):
+            try:
+                self._look_at_token(subscriber)
+            except Exception:
+                _log.exception("Warning failed")
+        self._is_looking = bool(self._expiries)
+        if self._is_looking:
+            self._call_later(EXPIRY_LOOK_SECONDS, self._look_at_tokens)
+
+    def _look_at_token(self, subscriber: Subscriber) -> None:
+        left = self._seconds_left(subscriber)
+        if left <= 0:
+            self._finish(subscriber, "token_expired")
+            return
+        warns = left <= self.limits.expiring_seconds
+        self._expiries.add(subscriber, self.clock(), left if warns else left - self.limits.expiring_seconds)
+        if warns:
+            warning = StreamExpiring(iso_timestamp(int(subscriber.expires_at * 1000)), math.ceil(left))
+            subscriber.send(encode_framed_control(warning, subscriber.options))
+
     def _forget(self, subscriber: Subscriber, reason: CloseReason) -> None:
         self.closed[reason] += 1
         self._wheel.discard(subscriber)
+        self._expiries.discard(subscriber)
         self.registry.remove(subscriber)
         _log.info(
             "Stream closed",
@@ -579,8 +740,11 @@ class Hub:
 
     def _beat(self) -> None:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
-        now_ms = self.now_ms()
+        now_ms, now = self.now_ms(), self.clock()
         for subscriber in self._wheel.advance():
+            if subscriber.ends_at <= now:
+                self._say_goodbye(subscriber, "rotation")
+                continue
             try:
                 subscriber.heartbeat(now_ms)
             except Exception:

@@ -210,7 +210,18 @@ class StreamHeartbeat(Struct, frozen=True, gc=False):
     timestamp: str
 
 
-ClosingReason = Literal["draining", "busy", "account_deactivated"]
+class StreamExpiring(Struct, frozen=True, gc=False):
+    """A warning: the token that the stream was opened with ends at `expires_at`."""
+
+    event: ClassVar[str] = "stream_expiring"
+    expires_at: str
+    seconds_left: int
+
+
+RevocationReason = Literal["revoked", "strategy_deleted", "account_deactivated"]
+ClosingReason = Literal[
+    "draining", "rotation", "busy", "token_expired", "revoked", "strategy_deleted", "account_deactivated"
+]
 
 
 class StreamClosing(Struct, frozen=True, gc=False):
@@ -230,7 +241,7 @@ class OrderHourlySummary(Struct, frozen=True, gc=False):
     summaries: tuple[Summary, ...]
 
 
-ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamClosing | OrderHourlySummary
+ControlEvent = StreamOpen | StreamReset | StreamHeartbeat | StreamExpiring | StreamClosing | OrderHourlySummary
 
 
 def iso_timestamp(unix_ms: int) -> str:
@@ -324,6 +335,42 @@ class BatchesReport(Struct, frozen=True):
 
     batches: tuple[BatchFacts, ...]
     has_more: bool
+
+
+class Revocation(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /internal/revoke`: whose streams end, by user, by strategy or both, and why."""
+
+    user_id: UserId | None = None
+    strategy_id: StrategyId | None = None
+    reason: RevocationReason = "revoked"
+
+
+class Revoked(Struct, frozen=True):
+    """Its answer: tokens from before `timestamp` count no more for what was revoked; so many streams were ended."""
+
+    timestamp: str
+    closed: int
+
+
+class UserTotals(Struct, frozen=True):
+    """`GET /totals`: what was counted up to `position`, by strategy."""
+
+    user_id: int
+    position: str
+    totals: tuple[StrategyTotals, ...]
+
+
+class Session(Struct, frozen=True):
+    """`POST /stream/session`: the cookie that was set counts until then."""
+
+    expires_at: str
+
+
+class Ticket(Struct, frozen=True):
+    """`POST /stream/ticket`: starts one stream, as its query parameter `ticket`, until then."""
+
+    ticket: str
+    expires_at: str
 
 
 class DeletedUser(Struct, frozen=True):

@@ -29,6 +29,69 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Literal["public", "internal"], ...],
         Meta(description="Listeners that may leave loopback without authentication, where the network is closed."),
     ] = ()
+    auth: Annotated[
+        Literal["none", "jwt", "proxy"],
+        Meta(
+            description="Who says who reads a stream. none: whoever asks; jwt: a signed token; proxy: headers of a "
+            "proxy in front."
+        ),
+    ] = "none"
+    jwt_keys: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Keys that tokens are signed with, ALGORITHM=FILE: HS256 a secret, RS256, ES256 and EdDSA a "
+            "public key as PEM, each also a JWK set."
+        ),
+    ] = ()
+    jwt_jwks_url: Annotated[
+        str, Meta(description="Where further keys are published, as a JWK set: https, or http on this machine.")
+    ] = ""
+    jwt_audience: Annotated[
+        str, Meta(description="What the claim aud of a token must name; empty: it is not looked at.")
+    ] = ""
+    jwt_issuer: Annotated[
+        str, Meta(description="What the claim iss of a token must be; empty: it is not looked at.")
+    ] = ""
+    jwt_leeway_seconds: Annotated[
+        float, Meta(description="Seconds by which the clock that tokens are made by may be ahead.", ge=0, le=30)
+    ] = 5
+    jwt_max_life_seconds: Annotated[
+        int, Meta(description="Seconds from iat to exp that a token may have at most.", ge=1, le=31 * 86_400)
+    ] = 86_400
+    jwt_user_claim: Annotated[str, Meta(description="Claim with the user id, in decimal, as a string.")] = "sub"
+    jwt_strategies_claim: Annotated[
+        str, Meta(description='Claim with the strategies that may be read, a list of ids, or "*".')
+    ] = "strategies"
+    expiring_seconds: Annotated[
+        int, Meta(description="Seconds before the end of its token at which a stream is warned.", ge=0, le=3600)
+    ] = 60
+    proxy_addresses: Annotated[
+        tuple[str, ...],
+        Meta(description="Addresses and networks (10.0.0.0/8) of the proxies in front that are believed."),
+    ] = ()
+    proxy_user_header: Annotated[str, Meta(description="Header in which a proxy says the user id.")] = (
+        "X-Tallywire-User"
+    )
+    proxy_strategies_header: Annotated[
+        str, Meta(description="Header in which a proxy says the strategies: ids with commas between them, or *.")
+    ] = "X-Tallywire-Strategies"
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="Origins whose pages may read streams, with their cookies, as https://app.example.com."),
+    ] = ()
+    session_same_site: Annotated[
+        Literal["strict", "lax", "none"],
+        Meta(description="SameSite of the session's cookie; none where pages of another site read streams."),
+    ] = "lax"
+    max_age_seconds: Annotated[
+        int,
+        Meta(
+            description="Seconds after which a stream is asked to come back, a fifth more or less, so that a restart "
+            "is nothing special. 0: never.",
+            ge=0,
+            le=31 * 86_400,
+        ),
+    ] = 12 * 3600
     journal: Annotated[
         str,
         Meta(

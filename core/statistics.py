@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from itertools import islice
 
 from msgspec import Struct
@@ -49,14 +49,19 @@ def span(from_ms: int | None, to_ms: int | None, now_ms: int) -> Span:
     return Span(first_hour, end_hour)
 
 
-async def hourly(hub: Hub, user_id: int, strategy_id: int | None, hours: Span) -> HourlyStatistics:
-    """Counts of one user by hour and strategy, exact up to the last commit. Raises Busy."""
-    found = await hub.journal.hours([user_id], strategy_id, hours.first_hour, hours.end_hour)
+async def hourly(hub: Hub, user_id: int, strategies: Collection[int] | None, hours: Span) -> HourlyStatistics:
+    """Counts of one user by hour and strategy, exact up to the last commit; None: every strategy. Raises Busy."""
+    only = next(iter(strategies)) if strategies is not None and len(strategies) == 1 else None
+    found = await hub.journal.hours([user_id], only, hours.first_hour, hours.end_hour)
     return HourlyStatistics(
         user_id,
         iso_timestamp(hours.first_hour * HOUR_MS),
         iso_timestamp(hours.end_hour * HOUR_MS),
-        tuple(HourFacts(iso_timestamp(each.hour * HOUR_MS), each.strategy_id, each.summaries) for each in found),
+        tuple(
+            HourFacts(iso_timestamp(each.hour * HOUR_MS), each.strategy_id, each.summaries)
+            for each in found
+            if strategies is None or each.strategy_id in strategies
+        ),
     )
 
 

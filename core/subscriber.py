@@ -14,6 +14,7 @@ States of a connection::
 and from each of them straight to CLOSED when the transport is lost.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import cache, partial
@@ -46,7 +47,11 @@ CloseReason = Literal[
     "stalled",  # nothing was read for stall_seconds, or the peer vanished
     "draining",  # the server ended
     "busy",  # it could not be opened for load
-    "account_deactivated",  # everything of its user was deleted
+    "rotation",  # it had been open for long enough
+    "token_expired",  # the token that it was opened with has ended
+    "revoked",  # what it was opened with counts no more
+    "strategy_deleted",  # a strategy of it is no more
+    "account_deactivated",  # its user is no more
     "fault",  # a mistake of the server; the client resumes without loss
 ]
 
@@ -178,10 +183,13 @@ class Subscriber:
     __slots__ = (
         "_ending",
         "_unsent",
+        "ends_at",
         "epoch",
+        "expires_at",
         "follows_all",
         "heartbeat_slot",
         "keys",
+        "look_at",
         "marks",
         "n",
         "on_closed",
@@ -199,6 +207,12 @@ class Subscriber:
         self.heartbeat_slot = 0
         self.opened_at = 0.0
         """Monotonic seconds at the first event."""
+        self.ends_at = math.inf
+        """Monotonic seconds from which on it is to make room for a fresh one."""
+        self.expires_at = math.inf
+        """Unix seconds at which the token ends that it was opened with."""
+        self.look_at = 0
+        """See `core.expiry`."""
         self.epoch = ""
         self.n = 0
         self.keys: dict[int, StreamKey] = {}

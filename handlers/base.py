@@ -5,16 +5,19 @@ import random
 import re
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from types import TracebackType
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.json import Encoder
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from core.auth import Principal
 from core.errors import (
     BodyTooLarge,
     InternalError,
@@ -23,21 +26,27 @@ from core.errors import (
     MethodNotAllowed,
     RouteNotFound,
     TallywireError,
+    Unauthorized,
 )
 from core.hub import Hub
 from core.models import MAX_ID, problem_of
 from core.settings import Settings
+from handlers.credentials import Authority, Credentials
 from handlers.readiness import Readiness
 
 MAX_UNWANTED_BYTES = 64 * 2**10
 """How much of an unwanted body is read and thrown away. A sender whose connection is cut in the middle of its body
 often never sees the answer that says why; beyond this it is cut all the same."""
 
+PREFLIGHT_SECONDS = 600
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MAX_LENGTH_DIGITS = 18
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _LOOPBACK_ORIGIN = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
+
+_T = TypeVar("_T")
 
 _encode = Encoder().encode
 _log = logging.getLogger("tallywire.http")
@@ -61,17 +70,28 @@ class Services(Struct, frozen=True):
     hub: Hub
     settings: Settings
     readiness: Readiness
-    allows_loopback_origins: bool
+    authority: Authority
+    """Says who reads streams."""
+    origins: frozenset[str] = frozenset()
+    """Pages from there may read, with their cookies."""
+    allows_loopback_origins: bool = False
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
+
+    @property
+    def allows_origins(self) -> bool:
+        """Pages from elsewhere may read at all."""
+        return self.allows_loopback_origins or bool(self.origins)
 
     def cors_headers(self, origin: str) -> Headers:
         """The CORS headers of an answer to a page of `origin`, none where no other origin may read it."""
-        if not self.allows_loopback_origins:
+        if not self.allows_origins:
             return ()
-        if not _LOOPBACK_ORIGIN.fullmatch(origin):
+        with_cookies = origin in self.origins
+        if not with_cookies and not (self.allows_loopback_origins and _LOOPBACK_ORIGIN.fullmatch(origin)):
             return (("Vary", "Origin"),)
         return (
             ("Access-Control-Allow-Origin", origin),
+            *((("Access-Control-Allow-Credentials", "true"),) if with_cookies else ()),
             ("Access-Control-Expose-Headers", "X-Request-Id"),
             ("Vary", "Origin"),
         )
@@ -116,6 +136,34 @@ class BaseHandler(RequestHandler):
     def cors_headers(self) -> Headers:
         """The CORS headers of an answer to this request."""
         return self.services.cors_headers(self.request.headers.get("Origin", ""))
+
+    def preflight(self, methods: str, headers: str) -> None:
+        """Answer OPTIONS, and with it a CORS pre-flight: what a page from elsewhere may send here."""
+        self.set_status(204)
+        self.set_header("Allow", ", ".join(self.allowed_methods()))
+        if self.services.allows_origins:
+            self.set_header("Access-Control-Allow-Methods", methods)
+            self.set_header("Access-Control-Allow-Headers", headers)
+            self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
+
+    def ticket(self) -> str:
+        """The ticket of this request, empty where none counts."""
+        return ""
+
+    async def reader(self) -> Principal | None:
+        """Whose request this is; see `Authority.principal_of`."""
+        return await self.asked(self.services.authority.principal_of)
+
+    async def asked(self, ask: Callable[[Credentials, float], _T]) -> _T:
+        """What an authority answers, after a look for the key when it does not know it. Raises what `ask` raises."""
+        credentials = Credentials(self.request.headers.get, lambda: self.request.remote_ip or "", self.ticket())
+        now = self.services.hub.now_ms() / 1000
+        try:
+            return ask(credentials, now)
+        except Unauthorized as refusal:
+            if refusal.knows_key or not await self.services.authority.look_again():
+                raise
+            return ask(credentials, now)
 
     def data_received(self, chunk: bytes) -> None:
         """Throw it away."""
@@ -263,6 +311,8 @@ def problem_headers(error: TallywireError) -> Headers:
     headers = [("Content-Type", "application/problem+json")]
     if isinstance(error, MethodNotAllowed):
         headers.append(("Allow", ", ".join(error.allowed)))
+    if isinstance(error, Unauthorized):
+        headers.append(("WWW-Authenticate", 'Bearer realm="tallywire"'))
     if error.retry_after_seconds is not None:
         headers.append(("Retry-After", str(error.retry_after_seconds)))
     return tuple(headers)
@@ -293,3 +343,11 @@ def identifier(name: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= MAX_ID):
         raise InvalidQuery(name, f"must be an integer from 1 to {MAX_ID}, not {value[:40]!r}")
     return int(value)
+
+
+def message_and_path(error: Exception) -> tuple[str, str]:
+    """What a decoder complains about, and where."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply", "$"
+    message, _, path = str(error).partition(" - at `")
+    return message, path.removesuffix("`") or "$"

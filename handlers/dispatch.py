@@ -6,6 +6,7 @@ handed to the application through Tornado's own interface, `httputil.HTTPConnect
 exist once.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from functools import lru_cache, partial
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from core.errors import InternalError, TallywireError, Unavailable
+from core.errors import InternalError, TallywireError, Unauthorized, Unavailable
 from core.hub import Hub
 from core.subscriber import StreamOptions
 from handlers.application import ApplicationCall
@@ -28,9 +29,18 @@ from handlers.base import (
     problem_headers,
     request_id,
 )
+from handlers.credentials import Credentials
 from handlers.emit import EmitResponse, Reception
 from handlers.front import Dispatch, FrontConnection, Request, Responder
-from handlers.stream import STREAM_HEADERS, accepts_event_stream, open_stream, read_stream_request, stream_head
+from handlers.stream import (
+    STREAM_HEADERS,
+    accepts_event_stream,
+    only,
+    open_stream,
+    parameters,
+    read_stream_request,
+    stream_head,
+)
 
 MOST_LENGTH_DIGITS = 7
 """Of a Content-Length: every body that an emit may have, and none that would have to be thrown away for long."""
@@ -94,6 +104,10 @@ class Exchange:
         self.connection = connection
         self.request = request
         self.request_id = request_id(request.header(b"x-request-id") or "")
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, None without it."""
+        return self.request.header(name.encode("latin-1"))
 
     def respond(self, status: int, headers: Headers, body: bytes, defaults: Headers = DEFAULT_HEADERS) -> None:
         """Answer, with these headers beside those that every answer has."""
@@ -163,33 +177,52 @@ class EmitExchange:
 class StreamExchange:
     """`GET /stream`."""
 
-    __slots__ = ("_cors_headers", "_exchange", "_services")
+    __slots__ = ("_cors_headers", "_exchange", "_looking", "_services")
 
     def __init__(self, services: Services, exchange: Exchange) -> None:
         self._services = services
         self._exchange = exchange
+        self._looking: asyncio.Task[None] | None = None
         self._cors_headers = services.cors_headers(exchange.request.header(b"origin") or "")
 
     def data_received(self, chunk: bytes) -> None:
         """Ordinary requests for a stream have no body."""
 
     def finish(self) -> None:
-        """Open the stream."""
-        exchange = self._exchange
+        """Open the stream, at once unless a key must be looked for."""
+        refusal = self._open(may_look=True)
+        if refusal is not None:
+            self._looking = asyncio.get_running_loop().create_task(self._look_and_open(refusal))
+
+    async def _look_and_open(self, refusal: Unauthorized) -> None:
+        if await self._services.authority.look_again():
+            self._open(may_look=False)
+        else:
+            self._exchange.refuse(refusal, self._cors_headers)
+
+    def _open(self, *, may_look: bool) -> Unauthorized | None:
+        """Answers, or says what it would refuse with unless another look for the key helps."""
+        exchange, services = self._exchange, self._services
         try:
+            given = parameters(exchange.request.target.partition(b"?")[2].decode("latin-1"))
+            credentials = Credentials(exchange.header, exchange.connection.peer_address, only(given, "ticket", ""))
             request = read_stream_request(
-                exchange.request.target.partition(b"?")[2].decode("latin-1"),
-                exchange.request.header(b"last-event-id"),
-                self._services.settings.shape,
+                given,
+                exchange.header("last-event-id"),
+                services.settings.shape,
+                services.authority.principal_of(credentials, services.hub.now_ms() / 1000),
                 chunked=exchange.request.version == "1.1",
             )
             head = stream_head(request.options, exchange.request_id, self._cors_headers)
             refuse = partial(self._refuse, request.options)
-            open_stream(self._services, request, head, exchange.connection.take_socket, refuse)
+            open_stream(services, request, head, exchange.connection.take_socket, refuse)
         except TallywireError as refusal:
+            if may_look and isinstance(refusal, Unauthorized) and not refusal.knows_key:
+                return refusal
             exchange.refuse(refusal, self._cors_headers)
         except Exception:
             exchange.fail(self._cors_headers)
+        return None
 
     def on_connection_close(self) -> None:
         """The socket will not be there when it is to be taken."""

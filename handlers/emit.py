@@ -43,7 +43,7 @@ from core.models import (
     UserId,
     problem_of,
 )
-from handlers.base import BaseHandler
+from handlers.base import BaseHandler, message_and_path
 
 MAX_BATCH_BYTES = 2**20
 MAX_NDJSON_BYTES = 8 * 2**20
@@ -380,7 +380,7 @@ def _each_result(results: list[Raw], codec: _Codec) -> Iterator[BatchResult]:
         try:
             yield codec.result(result)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            message, path = _message_and_path(error)
+            message, path = message_and_path(error)
             yield unreadable(FieldProblem(path, message))
 
 
@@ -396,20 +396,12 @@ def _decoded(decode: Callable[[bytes | Raw], _T], encoded: bytes | Raw) -> _T:
     try:
         return decode(encoded)
     except msgspec.ValidationError as error:
-        message, path = _message_and_path(error)
+        message, path = message_and_path(error)
         raise InvalidBatch(path, message) from error
     except RecursionError as error:
         raise MalformedBody("The body is nested too deeply.") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise MalformedBody(f"{error}.") from error
-
-
-def _message_and_path(error: Exception) -> tuple[str, str]:
-    """What a decoder complains about, and where."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply", "$"
-    message, _, path = str(error).partition(" - at `")
-    return message, path.removesuffix("`") or "$"
 
 
 def _wire_answer(answer: Answer, label: _Label, request_id: str) -> EmitAnswer:

@@ -2,10 +2,14 @@
 
 from http import HTTPStatus
 
+import msgspec
+
 from core import reports
-from core.errors import InvalidQuery
-from core.models import Health
-from handlers.base import BaseHandler, identifier
+from core.errors import InvalidBody, InvalidQuery, MalformedBody
+from core.models import Health, Revocation
+from handlers.base import BaseHandler, Services, identifier, message_and_path
+
+_decode_revocation = msgspec.json.Decoder(Revocation).decode
 
 
 class LiveHandler(BaseHandler):
@@ -72,6 +76,28 @@ class BatchesHandler(BaseHandler):
         """A key says whose batch it is: anything beside it would be a question that is not answered."""
         if others := set(self.request.query_arguments) - {"idempotency_key"}:
             raise InvalidQuery("idempotency_key", f"stands alone, without {', '.join(sorted(others))}")
+
+
+class RevokeHandler(BaseHandler):
+    """Ends what readers have been granted, and their streams."""
+
+    def initialize(self, services: Services) -> None:
+        super().initialize(services)
+        self._body = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    async def post(self) -> None:
+        try:
+            revocation = _decode_revocation(self._body)
+        except msgspec.ValidationError as error:
+            raise InvalidBody(*message_and_path(error)) from error
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise MalformedBody("The body is not JSON.") from error
+        if revocation.user_id is None and revocation.strategy_id is None:
+            raise InvalidBody("one of user_id and strategy_id is required, or both", "$")
+        self.write_json(await self.services.hub.revoke(revocation))
 
 
 class UserHandler(BaseHandler):

@@ -10,8 +10,10 @@ from handlers.operations import (
     KeyHandler,
     LiveHandler,
     ReadyHandler,
+    RevokeHandler,
     UserHandler,
 )
+from handlers.reader import OwnHoursHandler, SessionHandler, TicketHandler, TotalsHandler
 from handlers.statistics import HourlyHandler
 from handlers.stream import StreamHandler
 
@@ -21,6 +23,10 @@ def public(services: Services) -> Application:
     return _application(
         services,
         (r"/stream", StreamHandler),
+        (r"/stream/session", SessionHandler),
+        (r"/stream/ticket", TicketHandler),
+        (r"/totals", TotalsHandler),
+        (r"/statistics/hourly", OwnHoursHandler),
         (r"/healthz/live", LiveHandler),
         (r"/healthz/ready", ReadyHandler),
     )
@@ -31,6 +37,8 @@ def internal(services: Services) -> Application:
     return _application(
         services,
         (r"/internal/emit", EmitHandler),
+        (r"/internal/stream", StreamHandler),
+        (r"/internal/revoke", RevokeHandler),
         (r"/internal/connections", ConnectionsHandler),
         (r"/internal/statistics/hourly", HourlyHandler),
         (r"/internal/keys/([^/]+)/([^/]+)", KeyHandler),

@@ -9,11 +9,6 @@ class HourlyHandler(BaseHandler):
 
     async def get(self) -> None:
         span = statistics.span(self.moment("from"), self.moment("to"), self.services.hub.now_ms())
-        self.write_json(
-            await statistics.hourly(
-                self.services.hub,
-                self.required_identifier("user_id"),
-                self.optional_identifier("strategy_id"),
-                span,
-            )
-        )
+        user_id, strategy_id = self.required_identifier("user_id"), self.optional_identifier("strategy_id")
+        strategies = None if strategy_id is None else (strategy_id,)
+        self.write_json(await statistics.hourly(self.services.hub, user_id, strategies, span))

@@ -6,14 +6,16 @@ around them only hands the socket over.
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import get_args
 from urllib.parse import parse_qs
 
 from msgspec import Struct
 
-from core.errors import InvalidQuery, TallywireError, Unavailable
+from core.auth import Principal
+from core.errors import Forbidden, InvalidQuery, TallywireError, Unavailable
+from core.hub import Wanted
 from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
 from handlers.base import SERVER_HEADER, BaseHandler, Headers, Services, http_date, identifier
@@ -24,7 +26,6 @@ MAX_STRATEGIES = 64
 
 MAX_QUERY_FIELDS = 128
 """Parameters of a query: twice as many as a stream can make use of."""
-PREFLIGHT_SECONDS = 600
 
 _SHAPES = get_args(Shape)
 
@@ -37,21 +38,30 @@ STREAM_HEADERS = (
 
 
 class StreamRequest(Struct, frozen=True):
-    """What a stream asks for. `strategies` None: every one."""
+    """What a stream asks for, and how it wants it."""
 
-    user_id: int
-    strategies: tuple[int, ...] | None
-    last_event_id: str | None
+    wanted: Wanted
     options: StreamOptions
 
 
-def read_stream_request(query: str, last_event_id: str | None, default_shape: Shape, *, chunked: bool) -> StreamRequest:
-    """The request that a query string and a Last-Event-ID header make. Raises InvalidQuery, naming the parameter."""
-    given = _parameters(query)
+Parameters = Mapping[str, Sequence[str]]
+
+
+def read_stream_request(
+    given: Parameters,
+    last_event_id: str | None,
+    default_shape: Shape,
+    principal: Principal | None,
+    *,
+    chunked: bool,
+) -> StreamRequest:
+    """The request that the parameters of a query and a Last-Event-ID header make.
+
+    Raises InvalidQuery, naming the parameter, and Forbidden when it is not the principal's to read.
+    """
+    user_id, strategies = readable(given, principal)
     return StreamRequest(
-        identifier("user_id", _only(given, "user_id", None)),
-        _strategies(given.get("strategy_id", [])),
-        last_event_id or _only(given, "last_event_id", "") or None,
+        Wanted(user_id, strategies, last_event_id or only(given, "last_event_id", "") or None, principal),
         stream_options(
             _choice(given, "shape", default_shape, _SHAPES),
             _choice(given, "totals", "0", ("0", "1")) == "1",
@@ -61,7 +71,24 @@ def read_stream_request(query: str, last_event_id: str | None, default_shape: Sh
     )
 
 
-def _parameters(query: str) -> dict[str, list[str]]:
+def readable(given: Parameters, principal: Principal | None) -> tuple[int, tuple[int, ...] | None]:
+    """The user and the strategies (None: every one) that the parameters name, as far as the principal may read them.
+
+    Without a principal: whatever they name. Raises InvalidQuery, Forbidden.
+    """
+    asked = _strategies(given.get("strategy_id", []))
+    if principal is None:
+        return identifier("user_id", only(given, "user_id", None)), asked
+    named = only(given, "user_id", "")
+    if named and identifier("user_id", named) != principal.user_id:
+        raise Forbidden(f"You are not user {named}; leave user_id out, the token says who you are.")
+    strategies = principal.readable(asked)
+    if strategies is not None and not strategies:
+        raise Forbidden("The token names no strategy that you may read.")
+    return principal.user_id, None if strategies is None else tuple(sorted(strategies))
+
+
+def parameters(query: str) -> dict[str, list[str]]:
     """Values by name. What has nothing to decode is not decoded: that spares nearly every stream 8 us."""
     if query.count("&") >= MAX_QUERY_FIELDS:
         raise InvalidQuery("query", f"more than {MAX_QUERY_FIELDS} parameters")
@@ -75,7 +102,8 @@ def _parameters(query: str) -> dict[str, list[str]]:
     return given
 
 
-def _only(given: dict[str, list[str]], name: str, default: str | None) -> str:
+def only(given: Parameters, name: str, default: str | None) -> str:
+    """The one value of a parameter. Raises InvalidQuery when it stands twice, or is missing without a default."""
     values = given.get(name, [] if default is None else [default])
     if not values:
         raise InvalidQuery(name, "is required")
@@ -84,14 +112,14 @@ def _only(given: dict[str, list[str]], name: str, default: str | None) -> str:
     return values[0]
 
 
-def _choice(given: dict[str, list[str]], name: str, default: str, choices: Sequence[str]) -> str:
-    value = _only(given, name, default)
+def _choice(given: Parameters, name: str, default: str, choices: Sequence[str]) -> str:
+    value = only(given, name, default)
     if value not in choices:
         raise InvalidQuery(name, f"must be one of {', '.join(choices)}")
     return value
 
 
-def _strategies(values: list[str]) -> tuple[int, ...] | None:
+def _strategies(values: Sequence[str]) -> tuple[int, ...] | None:
     if not values:
         raise InvalidQuery("strategy_id", "is required: one or several ids, or * for every strategy")
     if "*" in values:
@@ -119,11 +147,11 @@ def open_stream(
         taken = take_socket()
         if taken is None:
             return None
-        connection = Connection(request.user_id, request.options, taken, services.readiness)
+        connection = Connection(request.wanted.user_id, request.options, taken, services.readiness)
         connection.prologue = head
         return connection
 
-    services.hub.open(request.user_id, request.strategies, request.last_event_id, connect, refuse)
+    services.hub.open(request.wanted, connect, refuse)
 
 
 def stream_head(options: StreamOptions, request_id: str, cors_headers: Headers) -> bytes:
@@ -157,11 +185,16 @@ def accepts_event_stream(accept: str) -> bool:
 class StreamHandler(BaseHandler):
     """Reads the request and lets the stream be opened on its socket."""
 
+    def ticket(self) -> str:
+        return self.optional_argument("ticket") or ""
+
     async def get(self) -> None:
+        principal = await self.reader()
         request = read_stream_request(
-            self.request.query,
+            parameters(self.request.query),
             self.request.headers.get("Last-Event-ID"),
             self.services.settings.shape,
+            principal,
             chunked=self.request.version == "HTTP/1.1",
         )
         head = stream_head(request.options, self.request_id, self.cors_headers())
@@ -188,12 +221,7 @@ class StreamHandler(BaseHandler):
 
     def options(self) -> None:
         """A CORS pre-flight: for clients that set headers themselves, as native EventSource never does."""
-        self.set_status(204)
-        self.set_header("Allow", ", ".join(self.allowed_methods()))
-        if self.services.allows_loopback_origins:
-            self.set_header("Access-Control-Allow-Methods", "GET")
-            self.set_header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, X-Request-Id")
-            self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
+        self.preflight("GET", "Authorization, Last-Event-ID, Cache-Control, X-Request-Id")
 
     def _take_socket(self) -> socket.socket | None:
         taken = take_socket(self)

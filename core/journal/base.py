@@ -111,16 +111,39 @@ class Deletion:
         self.failure: Unavailable | None = None
 
 
-Work = Commit | Load | Deletion
+class RevocationRecord(Struct, frozen=True, gc=False):
+    """What was granted up to `revoked_ms` (Unix) counts no more for this user, this strategy, or both; 0: for all.
+
+    Kept until `until_ms`: by then whatever was granted before has ended by itself.
+    """
+
+    user_id: int
+    strategy_id: int
+    revoked_ms: int
+    until_ms: int
 
 
-def sort_out(work: Sequence[Work]) -> tuple[list[Commit], list[Deletion], list[Load]]:
-    """By kind, each in its order. Loads are worked on last, so that they show all that is delivered with them."""
+class Revoke:
+    """Remember a revocation, in the place of an earlier one of the same. The driver may fill in `failure`."""
+
+    __slots__ = ("failure", "record")
+
+    def __init__(self, record: RevocationRecord) -> None:
+        self.record = record
+        self.failure: Unavailable | None = None
+
+
+Work = Commit | Load | Deletion | Revoke
+
+
+def sort_out(work: Sequence[Work]) -> tuple[list[Commit], list[Deletion | Revoke], list[Load]]:
+    """Commits, what is rare, and loads, each in its order. Loads are worked on last, so that they show all that is
+    delivered with them."""
     commits = [each for each in work if isinstance(each, Commit)]
     if len(commits) == len(work):
         return commits, [], []
-    deletions = [each for each in work if isinstance(each, Deletion)]
-    return commits, deletions, [each for each in work if isinstance(each, Load)]
+    rare = [each for each in work if isinstance(each, Deletion | Revoke)]
+    return commits, rare, [each for each in work if isinstance(each, Load)]
 
 
 Deliver = Callable[[Sequence[Work]], None]
@@ -162,6 +185,8 @@ class Journal(ABC):
     """
 
     epoch: str
+    revocations: Sequence[RevocationRecord]
+    """Those that were there when it was opened."""
 
     @property
     @abstractmethod

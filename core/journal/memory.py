@@ -22,6 +22,7 @@ from core.journal.base import (
     JournalFailed,
     JournalLimits,
     KeyRecord,
+    RevocationRecord,
     Work,
     sort_out,
 )
@@ -107,6 +108,7 @@ class MemoryJournal(Journal):
         monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self.epoch = new_epoch()
+        self.revocations: Sequence[RevocationRecord] = ()
         self._call_soon = call_soon
         self._clock = clock
         self._monotonic_ms = monotonic_ms
@@ -222,7 +224,7 @@ class MemoryJournal(Journal):
 
     def _transact(self, work: list[Work]) -> Generator[None, None, list[Work]]:
         """All that waited as one transaction, in steps of `STEP_ENTRIES`; answers what to deliver."""
-        commits, deletions, loads = sort_out(work)
+        commits, rare, loads = sort_out(work)
         try:
             yield from self._commit(commits)
         except Exception as error:
@@ -230,14 +232,16 @@ class MemoryJournal(Journal):
                 _log.exception("Transaction failed")
             for commit in commits:
                 commit.outcomes, commit.failure = (), OutcomeUnknown()
-        for deletion in deletions:
-            self._delete(deletion)
+        for each in rare:
+            # A revocation lives as long as the process: there is nothing to do.
+            if isinstance(each, Deletion):
+                self._delete(each)
         for load in loads:
             user = self._users.get(load.user_id)
             if user is not None:
                 load.n, load.floor = user.n, user.floor
                 load.heads = [log.rows[-1] for log in user.keys.values()]
-        return [*commits, *deletions, *loads]
+        return [*commits, *rare, *loads]
 
     def _commit(self, commits: list[Commit]) -> Iterator[None]:
         transaction = Transaction(self, self._monotonic_ms())

@@ -110,7 +110,7 @@ class _WriterThatFails(writer.Writer):
 
     def accept(self, statements: Sequence[writer.Statement]) -> None:
         if self.conditions.fails():
-            self._connection.set_progress_handler(lambda: 1, 50)
+            self._connection.set_progress_handler(lambda: 1, 8)
         try:
             super().accept(statements)
         finally:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from unittest import mock
@@ -14,9 +14,18 @@ import pytest
 from click.testing import CliRunner
 
 from core.cli import tallywire
-from core.errors import DiskFull
+from core.errors import DiskFull, OutcomeUnknown
 from core.journal import files
-from core.journal.base import HOUR_MS, JournalError, JournalFailed, JournalLimits, Load, Recorded
+from core.journal.base import (
+    HOUR_MS,
+    JournalError,
+    JournalFailed,
+    JournalLimits,
+    Load,
+    Recorded,
+    RevocationRecord,
+    Revoke,
+)
 from core.journal.sqlite import heads, opening, schema, writer
 from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
 from core.models import Summary
@@ -319,8 +328,42 @@ def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     in_turn(tmp_path, one_batch)
     sql(tmp_path / JOURNAL, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
 
-    with pytest.raises(JournalError, match=r"newer version of Tallywire \(schema 3, this one knows 2\)"):
+    with pytest.raises(JournalError, match=r"newer version of Tallywire \(schema 4, this one knows 3\)"):
         open_file(tmp_path / JOURNAL, "power", 0)
+
+
+def test_revocations_outlive_a_restart_until_whatever_they_concern_has_ended(tmp_path: Path) -> None:
+    seen: list[Sequence[RevocationRecord]] = []
+
+    def revoke(*records: RevocationRecord) -> Callable[[Desk], Awaitable[None]]:
+        async def life(desk: Desk) -> None:
+            seen.append(sorted(desk.journal.revocations, key=lambda record: record.revoked_ms))
+            for record in records:
+                work = Revoke(record)
+                desk.submit(work)
+                await desk.delivery_of(work)
+                assert work.failure is None
+
+        return life
+
+    user, strategy = RevocationRecord(7, 0, 1_000, 5_000), RevocationRecord(0, 3, 2_000, 6_000)
+    again, other = RevocationRecord(7, 0, 3_000, 7_000), RevocationRecord(8, 3, 6_500, 9_000)
+    in_turn(tmp_path, revoke(user, strategy), revoke(again), revoke(other), revoke())
+
+    assert seen == [[], [user, strategy], [strategy, again], [again, other]]
+
+
+@pytest.mark.logs("Journal error")
+def test_a_revocation_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    async def life(desk: Desk) -> None:
+        desk.fails = True
+        work = Revoke(RevocationRecord(7, 0, 1_000, 5_000))
+        desk.submit(work)
+        await desk.delivery_of(work)
+        assert isinstance(work.failure, OutcomeUnknown)
+        desk.fails = False
+
+    in_turn(tmp_path, life)
 
 
 def test_an_older_schema_is_migrated_forward_with_its_batches(tmp_path: Path) -> None:

@@ -176,6 +176,26 @@ def test_listening_off_loopback_without_saying_so_is_refused_with_a_fix(listener
     assert f"--insecure={listener}" in said
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--auth=jwt"], ["auth is jwt", "--jwt-keys", "--jwt-jwks-url"]),
+        (["--auth=jwt", "--jwt-keys=secret"], ["'secret'", "ALGORITHM=FILE", "HS256"]),
+        (["--auth=jwt", "--jwt-keys=HS512=/x"], ["'HS512=/x'", "EdDSA"]),
+        (["--auth=jwt", "--jwt-keys=HS256=/nowhere"], ["/nowhere", "No such file"]),
+        (["--auth=jwt", "--jwt-keys=HS256=/etc/hostname"], ["/etc/hostname", "at least 32 bytes"]),
+        (["--auth=jwt", "--jwt-jwks-url=http://login.example.com/keys"], ["login.example.com", "Use https"]),
+        (["--auth=proxy"], ["auth is proxy", "--proxy-addresses"]),
+        (["--auth=proxy", "--proxy-addresses=10.0.0.1/8"], ["10.0.0.1/8", "host bits"]),
+        (["--cors-origins=*"], ["'*'", "https://app.example.com"]),
+        (["--cors-origins=https://a.example/"], ["'https://a.example/'", "without a path"]),
+    ],
+)
+def test_a_way_of_asking_who_reads_that_cannot_work_is_refused_with_a_fix(flags: list[str], words: list[str]) -> None:
+    said = _refusal(*flags)
+    assert [word for word in words if word not in said] == []
+
+
 def test_an_unknown_setting_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "tallywire.toml"
     file.write_text("heartbeat_secs = 5\n")

@@ -18,6 +18,7 @@ from core.subscriber import CloseReason
 from core.totals import Position
 from handlers import routes, stream
 from handlers.base import Services
+from handlers.credentials import Anybody
 from tests.process import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -58,7 +59,7 @@ def test_every_event_and_reason_is_in_the_reference() -> None:
 
 
 def test_every_route_is_in_the_reference() -> None:
-    services = Services(None, settings.Settings(), None, allows_loopback_origins=False)  # type: ignore[arg-type]  # no request is served
+    services = Services(None, settings.Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
     documented = REFERENCE.replace("{user}", "([^/]+)").replace("{strategy}", "([^/]+)")
 
     for application in (routes.public(services), routes.internal(services)):
@@ -92,7 +93,10 @@ def test_every_event_and_reason_of_a_stream_is_in_the_protocol() -> None:
 
 
 def test_every_parameter_of_a_stream_is_in_the_protocol_and_in_the_reference() -> None:
-    parameters = re.findall(r'given(?:, |\.get\()"(\w+)"', inspect.getsource(stream.read_stream_request))
+    parameters = re.findall(
+        r'given(?:, |\.get\()"(\w+)"',
+        inspect.getsource(stream.read_stream_request) + inspect.getsource(stream.readable),
+    )
 
     assert {"user_id", "strategy_id", "last_event_id"} < set(parameters), "they are still read as this test thinks"
     assert [name for name in parameters if not re.search(rf"[`?&]{name}[`=]", PROTOCOL)] == []

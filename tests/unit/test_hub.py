@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import Draining, InternalError, OutcomeUnknown, TallywireError
 from core.heartbeat import SLOTS
-from core.hub import Hub
+from core.hub import Hub, Wanted
 from core.journal.base import Deliver, JournalFailed
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
 from core.statistics import HourlyNotices
@@ -142,7 +142,7 @@ def test_a_refusal_that_fails_keeps_nobody_else_of_the_same_delivery_waiting() -
     def fail(_refusal: TallywireError) -> None:
         raise RuntimeError("a bug")
 
-    world.hub.open(7, (3,), None, lambda: None, fail)
+    world.hub.open(Wanted(7, (3,), None), lambda: None, fail)
     refusals = world.open(connection, (3,), None)
     world.hub.is_draining = True
     world.commit()

@@ -10,6 +10,22 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "public_listen": ("0.0.0.0:80", "0.0.0.0:80"),
     "internal_listen": ("[::1]:81", "[::1]:81"),
     "insecure": (("public", "internal"), "public,internal"),
+    "auth": ("jwt", "jwt"),
+    "jwt_keys": (("RS256=/k", "HS256=/s"), "RS256=/k,HS256=/s"),
+    "jwt_jwks_url": ("https://a/keys", "https://a/keys"),
+    "jwt_audience": ("streams", "streams"),
+    "jwt_issuer": ("https://a", "https://a"),
+    "jwt_leeway_seconds": (1.5, "1.5"),
+    "jwt_max_life_seconds": (60, "60"),
+    "jwt_user_claim": ("uid", "uid"),
+    "jwt_strategies_claim": ("books", "books"),
+    "expiring_seconds": (9, "9"),
+    "proxy_addresses": (("10.0.0.1", "10.1.0.0/16"), "10.0.0.1 10.1.0.0/16"),
+    "proxy_user_header": ("X-User", "X-User"),
+    "proxy_strategies_header": ("X-Strategies", "X-Strategies"),
+    "cors_origins": (("https://a", "https://b"), "https://a,https://b"),
+    "session_same_site": ("none", "none"),
+    "max_age_seconds": (0, "0"),
     "journal": ("/var/lib/t.db", "/var/lib/t.db"),
     "durability": ("process", "process"),
     "shape": ("flat", "flat"),
@@ -201,6 +217,8 @@ def test_a_setting_with_choices_takes_each_of_them_and_no_other(field: SettingFi
 def test_settings_with_choices_and_lists_are_known_as_such() -> None:
     assert {field.name: field.choices for field in fields() if field.choices} == {
         "insecure": ("public", "internal"),
+        "auth": ("none", "jwt", "proxy"),
+        "session_same_site": ("strict", "lax", "none"),
         "durability": ("power", "process", "none"),
         "shape": ("envelope", "flat"),
         "http": ("tornado", "lean"),
@@ -208,4 +226,9 @@ def test_settings_with_choices_and_lists_are_known_as_such() -> None:
         "log_level": ("debug", "info", "warning", "error"),
         "log_format": ("auto", "text", "json"),
     }
-    assert [field.name for field in fields() if field.is_list] == ["insecure"]
+    assert [field.name for field in fields() if field.is_list] == [
+        "insecure",
+        "jwt_keys",
+        "proxy_addresses",
+        "cors_origins",
+    ]

@@ -10,8 +10,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
+from core.auth import Principal
 from core.errors import OutcomeUnknown, TallywireError
-from core.hub import Answer, EmitCall, Hub, HubLimits
+from core.hub import Answer, EmitCall, Hub, HubLimits, Wanted
 from core.journal.base import Deletion, Deliver, Entry, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import BatchResult, Summary
@@ -135,7 +136,7 @@ class Call(EmitCall):
 class World:
     """One server. `accepted` is the independent account: (user, strategy) to [(n, counts)], in order of delivery."""
 
-    def __init__(self, *, max_rows: int = 1000, coalesce_ms: int = 0) -> None:
+    def __init__(self, *, max_rows: int = 1000, coalesce_ms: int = 0, max_age_seconds: float = 0) -> None:
         self.loop = asyncio.new_event_loop()
         self.commits, self.steps = Schedule(), Schedule()
         self.timers: list[Callable[[], None]] = []
@@ -148,7 +149,7 @@ class World:
         self.heads: Counter[int] = Counter()
         self.hub = Hub(
             self.journal,
-            HubLimits(heartbeat_seconds=15, retry_ms=1000, coalesce_ms=coalesce_ms, max_connections=1000),
+            HubLimits(15, 1000, coalesce_ms, max_connections=1000, max_age_seconds=max_age_seconds, grant_seconds=3600),
             call_soon=self.steps.add,
             call_later=lambda _seconds, function: self.timers.append(function),
             spawn=self._spawn,
@@ -247,7 +248,11 @@ class World:
         return self.start(call_it())
 
     def open(
-        self, connection: "FakeConnection", strategies: tuple[int, ...] | None, last_event_id: str | None
+        self,
+        connection: "FakeConnection",
+        strategies: tuple[int, ...] | None,
+        last_event_id: str | None,
+        principal: Principal | None = None,
     ) -> list[TallywireError]:
         """Open a stream on a connection, unless it has ended by then; answers what it is refused with."""
         refusals: list[TallywireError] = []
@@ -255,7 +260,7 @@ class World:
         def connect() -> FakeConnection | None:
             return None if connection.has_ended else connection
 
-        self.hub.open(connection.user_id, strategies, last_event_id, connect, refusals.append)
+        self.hub.open(Wanted(connection.user_id, strategies, last_event_id, principal), connect, refusals.append)
         self.spin()
         return refusals
 

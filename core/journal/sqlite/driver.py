@@ -69,6 +69,7 @@ class SqliteJournal(Journal):
             raise JournalError(
                 f"the journal {path} cannot be used: {error}. Restore a backup, or choose another file with --journal."
             ) from error
+        self.revocations = self._writer.revocations
         self._deliver: Deliver = lambda _work: None
         self._fail: Callable[[JournalFailed], None] | None = None
         self._ended: asyncio.Future[None] = loop.create_future()

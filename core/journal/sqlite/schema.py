@@ -79,6 +79,15 @@ MIGRATIONS = (
     INSERT INTO recent SELECT * FROM rows WHERE seq > (SELECT rolled_up_to FROM journal);
     DELETE FROM rows WHERE seq > (SELECT rolled_up_to FROM journal);
     """,
+    """
+    CREATE TABLE revocations (
+        user_id INTEGER NOT NULL,
+        strategy_id INTEGER NOT NULL,
+        revoked_ms INTEGER NOT NULL,
+        until_ms INTEGER NOT NULL,
+        PRIMARY KEY (user_id, strategy_id)
+    ) WITHOUT ROWID;
+    """,
 )
 """Each brings the file from the schema version of its index to the next one. Never changed once released.
 
@@ -86,7 +95,7 @@ MIGRATIONS = (
 counts, `totals` the key's after it, both [[order type, created, cancelled], ...]. `aged_ms` is the journal's own clock.
 A row of strategy 0 marks a deletion: the user's rows below its n are gone. `trimmed_to`, `rolled_up_to`: the last seq
 that trimming has looked at, and that `hours` contains; `recent` holds what is younger than the latter. `idempotency.id`
-grows with age.
+grows with age. `revocations`: see `RevocationRecord`; times by the wall clock, as those of tokens are.
 
 Why two tables: in an index of many rows each new one changes a page of its own, which a commit has to write, to sync
 and to work off again. The index of `recent` is a few pages, however many rows come in; a thousand of them then go on
@@ -338,6 +347,12 @@ DELETE_USER = (
     "DELETE FROM recent WHERE user_id = :user_id",
     "INSERT INTO recent VALUES (:seq, :user_id, 0, :n, 0, :accepted_ms, :aged_ms, '[]', '[]')",
 )
+
+REVOKE = "INSERT OR REPLACE INTO revocations VALUES (:user_id, :strategy_id, :revoked_ms, :until_ms)"
+
+REVOCATIONS = "SELECT user_id, strategy_id, revoked_ms, until_ms FROM revocations"
+
+FORGET_REVOCATIONS = "DELETE FROM revocations WHERE until_ms < :now_ms"
 
 SIZES = "SELECT page_count, freelist_count, page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 

@@ -27,6 +27,8 @@ from core.journal.base import (
     JournalFailed,
     JournalLimits,
     Load,
+    RevocationRecord,
+    Revoke,
     Work,
     sort_out,
 )
@@ -96,20 +98,25 @@ class Writer:
         self._maintained_seq = self._worked_off_seq = self._last_seq
         self._maintained_ms = self._aged_ms()
         self._look()
+        self.revocations = [RevocationRecord(*row) for row in self._connection.execute(schema.REVOCATIONS)]
 
     # ---- work
 
     def work(self, group: Sequence[Work]) -> list[Work]:
-        """All that waited: one transaction for its commits, then deletions, then loads; answers them in that order."""
-        commits, deletions, loads = sort_out(group)
+        """All that waited: one transaction for its commits, then what is rare, then loads; answers them in that
+        order."""
+        commits, rare, loads = sort_out(group)
         if commits:
             self._commit(commits)
-        for deletion in deletions:
-            self._delete(deletion)
+        for each in rare:
+            if isinstance(each, Deletion):
+                self._delete(each)
+            else:
+                self._revoke(each)
         if loads:
             self._load(loads)
         self._heads.shrink()
-        return [*commits, *deletions, *loads]
+        return [*commits, *rare, *loads]
 
     def committed(self, user_id: int, strategy_id: int) -> tuple[int, Row]:
         """The user's last n, 0 before the first batch, and the key's newest row."""
@@ -245,6 +252,22 @@ class Writer:
         self._last_seq += 1
         self._heads.forget(deletion.user_id)
         deletion.n, deletion.rows = n, rows
+
+    def _revoke(self, revoke: Revoke) -> None:
+        record = revoke.record
+        try:
+            if self.failed:
+                raise self.failed
+            self.accept(
+                [
+                    (schema.FORGET_REVOCATIONS, {"now_ms": record.revoked_ms}),
+                    (schema.REVOKE, {name: getattr(record, name) for name in record.__struct_fields__}),
+                ]
+            )
+        except sqlite3.Error as error:
+            revoke.failure = self._failure(error)
+        except JournalFailed:
+            revoke.failure = OutcomeUnknown()
 
     # ---- housekeeping
 
