@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -40,7 +41,9 @@ from handlers.base import Services
 from handlers.credentials import Anybody
 from handlers.dispatch import HotRoutes
 from handlers.front import Front, FrontLimits
+from handlers.guard import Guard, internal_guard
 from handlers.jwks import PublishedKeys
+from handlers.local_socket import PREFIX, bind_local_socket, local_path, remove_local_socket
 from handlers.readiness import readiness
 
 BACKLOG = 4096
@@ -50,6 +53,12 @@ MAX_PORT = 65535
 
 RESERVED_DESCRIPTORS = 128
 """For everything that is no stream: listeners, emits, health checks, the log, requests that are being refused."""
+
+INSTEAD = {
+    "public": "ask with --auth=jwt or --auth=proxy, ",
+    "internal": "or on unix:PATH, ask for keys with --internal-auth=keys, ",
+}
+"""Of listening off loopback: what else a listener offers."""
 
 MAX_HEADER_BYTES = 16 * 1024
 HEADER_SECONDS = 10
@@ -117,17 +126,20 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    guard = internal_guard(settings)
+    if settings.internal_auth == "keys":
+        loop.add_signal_handler(signal.SIGHUP, guard.reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _leave_or_quit, stop)
     journal = open_journal(settings, loop)
     try:
-        await _serve_on(journal, settings, stop, on_ready)
+        await _serve_on(journal, settings, guard, stop, on_ready)
     finally:
         await _close(journal)
 
 
 async def _serve_on(
-    journal: Journal, settings: Settings, stop: asyncio.Event, on_ready: Callable[[str, str], None]
+    journal: Journal, settings: Settings, guard: Guard, stop: asyncio.Event, on_ready: Callable[[str, str], None]
 ) -> None:
     listeners = bind(settings)
     hub = build_hub(settings, journal, asyncio.get_running_loop())
@@ -138,7 +150,7 @@ async def _serve_on(
         stop.set()
 
     published = published_keys(settings, hub.clock)
-    servers = start_servers(settings, hub, listeners, published)
+    servers = start_servers(settings, hub, listeners, published=published, guard=guard)
     hub.start(end)
     background = [asyncio.create_task(HourlyNotices(hub).run())]
     if published is not None:
@@ -164,6 +176,8 @@ async def _serve_on(
     _log.info("Stopping", extra={"connections": len(hub.registry)})
     for server in servers:
         server.stop()
+    if (path := local_path(settings.internal_listen)) is not None:
+        remove_local_socket(path)
     await leave(settings, hub, servers)
     if failures:
         raise failures[0]
@@ -221,16 +235,25 @@ def bind(settings: Settings) -> Listeners:
 
 
 def start_servers(
-    settings: Settings, hub: Hub, listeners: Listeners, published: PublishedKeys | None = None
+    settings: Settings,
+    hub: Hub,
+    listeners: Listeners,
+    *,
+    published: PublishedKeys | None = None,
+    guard: Guard | None = None,
 ) -> list[HTTPServer | Front]:
-    """Accept on both listeners. Raises SettingsError when nobody could say who reads."""
+    """Accept on both listeners. `guard`: of the internal one; None: a new one by the settings.
+
+    Raises SettingsError when nobody could say who reads, or who calls.
+    """
     authority = authority_of(settings, published)
+    guard = guard or internal_guard(settings)
     is_local = settings.auth == "none" and Address.parse(settings.public_listen).is_loopback
     loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
     ready = readiness(loop)
     origins = frozenset(settings.cors_origins)
     public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local)
-    internal = Services(hub, settings, ready, Anybody())
+    internal = Services(hub, settings, ready, Anybody(), guard=guard)
     servers = [
         _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop),
         _server(internal, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS, loop),
@@ -277,22 +300,29 @@ async def _close(journal: Journal) -> None:
 
 
 def base_url(sockets: list[socket.socket]) -> str:
-    """Where a listener can be reached."""
+    """Where a listener can be reached; unix:PATH for a unix socket."""
+    if sockets[0].family == socket.AF_UNIX:
+        return f"{PREFIX}{sockets[0].getsockname()}"
     host, port = sockets[0].getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
+    path = local_path(text)
+    if path is not None and listener == "internal":
+        try:
+            return [bind_local_socket(path, BACKLOG)]
+        except OSError as error:
+            raise _unusable(listener, text, error) from error
     try:
         address = Address.parse(text)
     except ValueError as error:
         raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
-    asks = listener == "public" and settings.auth != "none"
-    if not address.is_loopback and not asks and listener not in settings.insecure:
-        fix = "Ask with --auth jwt or --auth proxy, listen" if listener == "public" else "Listen"
+    if not (address.is_loopback or _asks_who(listener, settings) or listener in settings.insecure):
         raise SettingsError(
             f"{listener}_listen is {text}, which others can reach, and nobody would be asked who they are. "
-            f"{fix} on 127.0.0.1, or say --insecure={listener} if the network is closed otherwise."
+            f"Listen on 127.0.0.1, {INSTEAD[listener]}or say --insecure={listener} if the network is closed "
+            "otherwise."
         )
     try:
         sockets = bind_sockets(
@@ -304,10 +334,19 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
             # Connections inherit it. Without it each second one of two pipelined answers waits 40 ms for an ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
-        raise SettingsError(
-            f"{listener}_listen {text}: {error.strerror}. Choose another address with --{listener}-listen."
-        ) from error
+        raise _unusable(listener, text, error) from error
     return sockets
+
+
+def _asks_who(listener: str, settings: Settings) -> bool:
+    """Whether callers of a listener must show who they are."""
+    return (settings.internal_auth if listener == "internal" else settings.auth) != "none"
+
+
+def _unusable(listener: str, text: str, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"{listener}_listen {text}: {error.strerror or error}. Choose another address with --{listener}-listen."
+    )
 
 
 def _also_over_ipv6(sockets: list[socket.socket]) -> list[socket.socket]:
@@ -416,9 +455,11 @@ def _print_examples(public: str, internal: str) -> None:
         '{"order_type": "LIMIT", "event_type": "order_created", "success": true}, '
         '{"order_type": "STOP_LIMIT", "event_type": "order_cancelled", "success": true}]}'
     )
+    path = local_path(internal)
+    to_internal = internal if path is None else f"--unix-socket {shlex.quote(path)} http://localhost"
     click.echo(
         f"curl -N '{public}/stream?user_id=7&strategy_id=3'    # watch a stream\n"
-        f"curl {internal}/internal/emit -H 'Content-Type: application/json' -d '{batch}'    # emit a batch\n"
+        f"curl {to_internal}/internal/emit -H 'Content-Type: application/json' -d '{batch}'    # emit a batch\n"
         f"kill {os.getpid()}    # stop"
     )
 

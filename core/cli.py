@@ -2,14 +2,20 @@
 
 import logging
 import os
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from core import settings as known_settings
+from core.access import ROLES, Role, key_of
 from core.journal.base import JournalError
 from core.journal.sqlite.opening import begin_new_epoch
 from core.settings import SettingsError
+
+SECRET_BYTES = 32
+"""Nobody guesses so many, so a hash without salt or rounds keeps them."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,3 +47,19 @@ def new_epoch(config: Path | None, path: str | None) -> None:
     except (SettingsError, JournalError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"New epoch {now}, before {before}.")
+
+
+@tallywire.command("internal-key")
+@click.argument("name")
+@click.option("--role", "roles", type=click.Choice(ROLES), multiple=True, required=True, help="May be repeated.")
+def internal_key(name: str, roles: Sequence[Role]) -> None:
+    """Make a key for the caller NAME of the internal listener.
+
+    Prints its secret, which is shown only here, and the line for the file of --internal-keys, which does not hold it.
+    """
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    try:
+        key = key_of(name, roles, secret)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="NAME") from error
+    click.echo(f"Secret, for Authorization: Bearer\n  {secret}\nLine for the file of --internal-keys\n  {key.line}")

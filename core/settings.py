@@ -24,7 +24,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     public_listen: Annotated[
         str, Meta(description="Address of the public listener, HOST:PORT; port 0: a free one.")
     ] = "127.0.0.1:8080"
-    internal_listen: Annotated[str, Meta(description="Address of the internal listener, HOST:PORT.")] = "127.0.0.1:8081"
+    internal_listen: Annotated[
+        str, Meta(description="Address of the internal listener, HOST:PORT, or unix:PATH for a socket of mode 0600.")
+    ] = "127.0.0.1:8081"
     insecure: Annotated[
         tuple[Literal["public", "internal"], ...],
         Meta(description="Listeners that may leave loopback without authentication, where the network is closed."),
@@ -92,6 +94,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             le=31 * 86_400,
         ),
     ] = 12 * 3600
+    internal_auth: Annotated[
+        Literal["none", "keys"],
+        Meta(
+            description="Whether callers of the internal listener are asked who they are. keys: by a bearer key of "
+            "internal_keys."
+        ),
+    ] = "none"
+    internal_keys: Annotated[
+        str,
+        Meta(description="File with the keys of internal callers, read again on SIGHUP; see `tallywire internal-key`."),
+    ] = ""
     journal: Annotated[
         str,
         Meta(

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.json import Encoder
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from core.access import LOCAL, Role
 from core.auth import Principal
 from core.errors import (
     BodyTooLarge,
@@ -32,6 +33,7 @@ from core.hub import Hub
 from core.models import MAX_ID, problem_of
 from core.settings import Settings
 from handlers.credentials import Authority, Credentials
+from handlers.guard import Guard, Verdict
 from handlers.readiness import Readiness
 
 MAX_UNWANTED_BYTES = 64 * 2**10
@@ -76,6 +78,12 @@ class Services(Struct, frozen=True):
     """Pages from there may read, with their cookies."""
     allows_loopback_origins: bool = False
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
+    guard: Guard | None = None
+    """Who may ask; None: everybody."""
+
+    def judge(self, role: Role | None, host: str | None, origin: str | None, authorization: str | None) -> Verdict:
+        """Who asks, or why they may not: see `Guard.judge`."""
+        return LOCAL if self.guard is None else self.guard.judge(role, host, origin, authorization)
 
     @property
     def allows_origins(self) -> bool:
@@ -104,6 +112,9 @@ class BaseHandler(RequestHandler):
     services: Services
     request_id: str
     max_unread_bytes = MAX_UNWANTED_BYTES
+    role: Role | None = "admin"
+    """What a key of the internal listener must allow for this route; None: no key is asked for. Whoever forgets to say
+    it has made a route for administrators."""
 
     def initialize(self, services: Services) -> None:
         self.services = services
@@ -115,11 +126,43 @@ class BaseHandler(RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Decide how much body is read at all. Raises BodyTooLarge."""
-        self.request.connection.set_max_body_size(self.max_unread_bytes)  # type: ignore[union-attr]  # HTTP1Connection
-        if self.declared_bytes() > self.max_unread_bytes:
-            raise BodyTooLarge(self.max_unread_bytes)
+        """Decide who may ask, and how much body is read at all. Raises the refusal, and BodyTooLarge."""
+        verdict = self.verdict()
+        if isinstance(verdict, TallywireError):
+            self.limit_body(MAX_UNWANTED_BYTES, verdict)
+            self.turn_away(verdict)
+        else:
+            self.limit_body(self.max_unread_bytes, BodyTooLarge(self.max_unread_bytes))
+            self.admit(verdict)
         self.set_cors_headers()
+
+    def verdict(self) -> Verdict:
+        """Who asks, or why they may not."""
+        headers = self.request.headers
+        return self.services.judge(self.role, headers.get("Host"), headers.get("Origin"), headers.get("Authorization"))
+
+    def admit(self, caller: str) -> None:
+        """This caller may ask; most routes do not care who it is."""
+
+    def turn_away(self, refusal: TallywireError) -> None:
+        """Whoever asks may not: answer so behind the body, since Tornado ends the connection of an answer ahead of it.
+
+        Raises the refusal at once where the client waits before its body, or does not say how much of it will come.
+        """
+        headers = self.request.headers
+        if "Expect" in headers or "Transfer-Encoding" in headers:
+            raise refusal
+
+        def refuse(*_path: str) -> None:
+            raise refusal
+
+        setattr(self, str(self.request.method).lower(), refuse)
+
+    def limit_body(self, limit_bytes: int, otherwise: TallywireError) -> None:
+        """Read no more of the body than this. Raises `otherwise` when more is announced."""
+        self.request.connection.set_max_body_size(limit_bytes)  # type: ignore[union-attr]  # HTTP1Connection
+        if self.declared_bytes() > limit_bytes:
+            raise otherwise
 
     def declared_bytes(self) -> int:
         """The Content-Length, 0 without one. Tornado refuses what is no number when it comes to read the body."""
@@ -254,6 +297,8 @@ class BaseHandler(RequestHandler):
 
 class NotFoundHandler(BaseHandler):
     """Whatever no route matches, with any method."""
+
+    role = None
 
     def _answer(self) -> None:
         raise RouteNotFound(self.request.path)

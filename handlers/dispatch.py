@@ -20,6 +20,7 @@ from core.subscriber import StreamOptions
 from handlers.application import ApplicationCall
 from handlers.base import (
     DEFAULT_HEADERS,
+    MAX_UNWANTED_BYTES,
     SERVER_HEADER,
     Headers,
     Services,
@@ -30,7 +31,7 @@ from handlers.base import (
     request_id,
 )
 from handlers.credentials import Credentials
-from handlers.emit import EmitResponse, Reception
+from handlers.emit import EmitHandler, EmitResponse, Reception
 from handlers.front import Dispatch, FrontConnection, Request, Responder
 from handlers.stream import (
     STREAM_HEADERS,
@@ -50,7 +51,9 @@ _ORDINARY_HOST = re.compile(rb"[A-Za-z0-9.\-_]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0
 
 _log = logging.getLogger("tallywire.http")
 
-HotRoute = Callable[["Exchange"], Responder]
+HotRoute = Callable[["Exchange"], Responder | None]
+"""None: this request is the application's after all."""
+
 HotRoutes = Mapping[tuple[bytes, bytes], HotRoute]
 """By method and path."""
 
@@ -61,7 +64,9 @@ def dispatcher(application: HTTPServerConnectionDelegate, hot: HotRoutes) -> Dis
     def dispatch(connection: FrontConnection, request: Request) -> Responder:
         route = hot.get((request.method, request.path))
         if route is not None and is_ordinary(request):
-            return route(Exchange(connection, request))
+            responder = route(Exchange(connection, request))
+            if responder is not None:
+                return responder
         return ApplicationCall(connection, request, application)
 
     return dispatch
@@ -74,7 +79,24 @@ def public_hot(services: Services) -> HotRoutes:
 
 def internal_hot(services: Services) -> HotRoutes:
     """The hot routes of the internal listener."""
-    return {(b"POST", b"/internal/emit"): lambda exchange: EmitExchange(services.hub, exchange)}
+    return {(b"POST", b"/internal/emit"): lambda exchange: receive_emit(services, exchange)}
+
+
+def receive_emit(services: Services, exchange: "Exchange") -> Responder | None:
+    """Who takes in an emit. None: its sender may not emit, and sends more than is thrown away for that."""
+    request = exchange.request
+    verdict = services.judge(
+        EmitHandler.role, request.header(b"host"), request.header(b"origin"), request.header(b"authorization")
+    )
+    if isinstance(verdict, TallywireError):
+        return RefusedExchange(exchange, verdict) if has_short_body(request) else None
+    return EmitExchange(services.hub, exchange, verdict)
+
+
+def has_short_body(request: Request) -> bool:
+    """Nobody wants it, and it is read all the same, so that the connection can be used on."""
+    length = request.headers.get(b"content-length", b"0")
+    return length.isdigit() and int(length) <= MAX_UNWANTED_BYTES
 
 
 def is_ordinary(request: Request) -> bool:
@@ -143,9 +165,9 @@ class EmitExchange:
 
     __slots__ = ("_exchange", "_reception")
 
-    def __init__(self, hub: Hub, exchange: Exchange) -> None:
+    def __init__(self, hub: Hub, exchange: Exchange, caller: str) -> None:
         self._exchange = exchange
-        self._reception = Reception(hub, exchange.request.header(b"content-type") or "")
+        self._reception = Reception(hub, exchange.request.header(b"content-type") or "", caller)
 
     def data_received(self, chunk: bytes) -> None:
         """Some of the body."""
@@ -172,6 +194,26 @@ class EmitExchange:
             exchange.refuse(answer)
         # A shutdown waits until the caller has the answer, not only until there is one.
         exchange.connection.when_sent(self._reception.release)
+
+
+class RefusedExchange:
+    """A request whose sender may not ask: its body is thrown away, and nothing held for it."""
+
+    __slots__ = ("_exchange", "_refusal")
+
+    def __init__(self, exchange: Exchange, refusal: TallywireError) -> None:
+        self._exchange = exchange
+        self._refusal = refusal
+
+    def data_received(self, chunk: bytes) -> None:
+        """Throw it away."""
+
+    def finish(self) -> None:
+        """The body has gone: say why."""
+        self._exchange.refuse(self._refusal)
+
+    def on_connection_close(self) -> None:
+        """Nobody waits for the answer."""
 
 
 class StreamExchange:

@@ -65,9 +65,6 @@ COUNT_PORTION = 64
 ANSWERS_AT_ONCE = 500
 """Answers of a call encoded without a pause: about a millisecond."""
 
-CALLER = "local"
-"""Whose idempotency keys these are, as long as the internal listener does not ask who calls."""
-
 _JSON, _NDJSON, _MSGPACK = "application/json", "application/x-ndjson", "application/msgpack"
 _MEDIA_TYPES = {
     _JSON: _JSON,
@@ -125,6 +122,8 @@ class EmitRequest(Struct, frozen=True):
     body: bytes
     idempotency_key: str | None
     request_id: str
+    caller: str
+    """Whose idempotency keys these are."""
 
 
 class _Label(Struct, frozen=True, gc=False):
@@ -174,7 +173,7 @@ class _Call(EmitCall):
     __slots__ = ("_codec", "_hub", "_is_many", "_labels", "_media_type", "_request", "_respond", "_task")
 
     def __init__(self, hub: Hub, request: EmitRequest, respond: Respond) -> None:
-        super().__init__(CALLER)
+        super().__init__(request.caller)
         self._hub = hub
         self._request = request
         self._respond = respond
@@ -453,14 +452,15 @@ class Reception:
     """The body of one emit on its way in, within its limits, and then its answer: what each HTTP front feeds.
 
     A body that is refused is still read, and thrown away, so that its sender sees the answer that says so. A shutdown
-    waits for it until `release`.
+    waits for it until `release`. `caller`: whose idempotency keys these are.
     """
 
-    __slots__ = ("_hub", "_intake", "_limit_bytes", "_pieces", "_refusal", "content_type")
+    __slots__ = ("_caller", "_hub", "_intake", "_limit_bytes", "_pieces", "_refusal", "content_type")
 
-    def __init__(self, hub: Hub, content_type: str) -> None:
+    def __init__(self, hub: Hub, content_type: str, caller: str) -> None:
         self._hub = hub
         self.content_type = content_type
+        self._caller = caller
         self._intake: Intake | None = None
         self._refusal: TallywireError | None = None
         self._limit_bytes = 0
@@ -492,7 +492,8 @@ class Reception:
             return
         body = b"".join(self._pieces)
         self._pieces.clear()
-        emit(self._hub, EmitRequest(self.content_type, body, idempotency_key, request_id), respond)
+        request = EmitRequest(self.content_type, body, idempotency_key, request_id, self._caller)
+        emit(self._hub, request, respond)
 
     def release(self) -> None:
         """The answer has been written, or nobody waits for it; harmless the second time."""
@@ -504,12 +505,12 @@ class EmitHandler(BaseHandler):
     """Receives the body, calls `emit`, writes the answer."""
 
     max_unread_bytes = MAX_UNREAD_BYTES
+    role = "emit"
     _reception: Reception | None = None
 
-    def prepare(self) -> None:
-        super().prepare()
+    def admit(self, caller: str) -> None:
         if self.request.method == "POST":
-            self._reception = Reception(self.services.hub, self.request.headers.get("Content-Type", ""))
+            self._reception = Reception(self.services.hub, self.request.headers.get("Content-Type", ""), caller)
 
     def data_received(self, chunk: bytes) -> None:
         if self._reception is not None:
@@ -542,7 +543,7 @@ class EmitHandler(BaseHandler):
                 answered.set_result(answer)
 
         if self._reception is None:
-            raise AssertionError("prepare() makes one for each POST")
+            raise AssertionError("admit() makes one for each POST")
         self._reception.emit(self.request.headers.get("Idempotency-Key"), self.request_id, respond)
         return await answered
 

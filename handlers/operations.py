@@ -5,14 +5,23 @@ from http import HTTPStatus
 import msgspec
 
 from core import reports
+from core.access import LOCAL
 from core.errors import InvalidBody, InvalidQuery, MalformedBody
 from core.models import Health, Revocation
 from handlers.base import BaseHandler, Services, identifier, message_and_path
+from handlers.guard import Verdict
 
 _decode_revocation = msgspec.json.Decoder(Revocation).decode
 
 
-class LiveHandler(BaseHandler):
+class HealthHandler(BaseHandler):
+    """What load balancers ask, by whatever name they know us."""
+
+    def verdict(self) -> Verdict:
+        return LOCAL
+
+
+class LiveHandler(HealthHandler):
     """The process runs and its loop turns."""
 
     def get(self) -> None:
@@ -21,7 +30,7 @@ class LiveHandler(BaseHandler):
     head = get
 
 
-class ReadyHandler(BaseHandler):
+class ReadyHandler(HealthHandler):
     """The server can serve streams; with `?for=emit` whether it takes emits."""
 
     def get(self) -> None:
@@ -41,6 +50,8 @@ class ReadyHandler(BaseHandler):
 class ConnectionsHandler(BaseHandler):
     """Who is connected, how far behind, and why streams ended."""
 
+    role = "read"
+
     def get(self) -> None:
         user_id = self.optional_identifier("user_id")
         self.write_json(reports.connections(self.services.hub, user_id))
@@ -49,6 +60,8 @@ class ConnectionsHandler(BaseHandler):
 class KeyHandler(BaseHandler):
     """What the journal knows of one stream key."""
 
+    role = "read"
+
     async def get(self, user_id: str, strategy_id: str) -> None:
         key = identifier("user_id", user_id), identifier("strategy_id", strategy_id)
         self.write_json(await reports.key_facts(self.services.hub, *key))
@@ -56,6 +69,8 @@ class KeyHandler(BaseHandler):
 
 class BatchesHandler(BaseHandler):
     """What was accepted: by stream key and time, or under an idempotency key."""
+
+    role = "read"
 
     async def get(self) -> None:
         key = self.optional_argument("idempotency_key")
@@ -102,6 +117,8 @@ class RevokeHandler(BaseHandler):
 
 class UserHandler(BaseHandler):
     """Everything of one user."""
+
+    role = "admin"
 
     async def delete(self, user_id: str) -> None:
         self.write_json(await self.services.hub.delete_user(identifier("user_id", user_id)))

@@ -15,7 +15,7 @@ from handlers.operations import (
 )
 from handlers.reader import OwnHoursHandler, SessionHandler, TicketHandler, TotalsHandler
 from handlers.statistics import HourlyHandler
-from handlers.stream import StreamHandler
+from handlers.stream import InternalStreamHandler, StreamHandler
 
 
 def public(services: Services) -> Application:
@@ -37,7 +37,7 @@ def internal(services: Services) -> Application:
     return _application(
         services,
         (r"/internal/emit", EmitHandler),
-        (r"/internal/stream", StreamHandler),
+        (r"/internal/stream", InternalStreamHandler),
         (r"/internal/revoke", RevokeHandler),
         (r"/internal/connections", ConnectionsHandler),
         (r"/internal/statistics/hourly", HourlyHandler),

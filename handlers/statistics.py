@@ -7,6 +7,8 @@ from handlers.base import BaseHandler
 class HourlyHandler(BaseHandler):
     """Counts by hour, strategy and order type of one user, exact up to the last commit."""
 
+    role = "read"
+
     async def get(self) -> None:
         span = statistics.span(self.moment("from"), self.moment("to"), self.services.hub.now_ms())
         user_id, strategy_id = self.required_identifier("user_id"), self.optional_identifier("strategy_id")

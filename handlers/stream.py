@@ -12,6 +12,7 @@ from typing import get_args
 from urllib.parse import parse_qs
 
 from msgspec import Struct
+from tornado.web import RequestHandler
 
 from core.auth import Principal
 from core.errors import Forbidden, InvalidQuery, TallywireError, Unavailable
@@ -237,3 +238,12 @@ class StreamHandler(BaseHandler):
         for name, value in STREAM_HEADERS:
             self.set_header(name, value)
         self.finish(self.services.hub.closing_block("busy", options))
+
+
+class InternalStreamHandler(StreamHandler):
+    """The same for operators, of any user."""
+
+    role = "read"
+
+    # No page from elsewhere may ask for it.
+    options = RequestHandler._unimplemented_method  # how Tornado says that there is none

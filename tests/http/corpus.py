@@ -46,7 +46,7 @@ _TORNADOS_EXPECTED: dict[str, tuple[str, str]] = {
     "set_header injection": ("404 closed", "404 closed"),
     "redirect header injection": ("404 closed", "404 closed"),
     "signed cookie moved to another name": ("404 closed", "404 closed"),
-    "cross-origin websocket": ("405 waiting", "200 waiting"),
+    "cross-origin websocket": ("403 waiting", "200 waiting"),
     "static path prefix traversal": ("404 closed", "404 closed"),
     "cookie injected by another cookie's value": ("415 closed", "405 closed"),
     "static open redirect": ("404 closed", "404 closed"),

@@ -3,14 +3,21 @@
 import pytest
 
 import server
+from core.settings import Settings
 from tests.fronts import ORACLE, OTHERS
 from tests.http import corpus
-from tests.http.conftest import port_of
+from tests.http.conftest import port_of, with_settings
 from tests.http.corpus import Case, cases
 from tests.http.probe import counted, in_pieces, judge, outcome_of
 from tests.http.strictness import is_steady
 
 CASES = {case.name: case for case in cases()}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Whose Host is judged elsewhere (test_guard.py): here it is only to be read."""
+    return with_settings(insecure=("internal",))
 
 
 def test_no_case_hides_another_and_no_exception_is_left_over() -> None:

@@ -93,7 +93,7 @@ def servers(
     io_loop: IOLoop, hub: Hub, settings: Settings, http: str, published: PublishedKeys
 ) -> Iterator[server.Listeners]:
     listeners = server.bind(settings)
-    http_servers = server.start_servers(replace(settings, http=http), hub, listeners, published)
+    http_servers = server.start_servers(replace(settings, http=http), hub, listeners, published=published)
     yield listeners
     for http_server in http_servers:
         http_server.stop()

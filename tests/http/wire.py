@@ -195,7 +195,12 @@ def _read_chunks(rest: bytes) -> tuple[bytes, int, bool]:
 
 
 def request(
-    target: str, *headers: str, method: str = "GET", version: str = "1.1", body: bytes | None = None, host: str = "a"
+    target: str,
+    *headers: str,
+    method: str = "GET",
+    version: str = "1.1",
+    body: bytes | None = None,
+    host: str = "localhost",
 ) -> bytes:
     """A request; with a body its length is said, unless the headers say how it is framed."""
     lines = [f"{method} {target} HTTP/{version}", *([f"Host: {host}"] if host else []), *headers]

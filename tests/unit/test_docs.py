@@ -11,6 +11,7 @@ import pytest
 from tornado.routing import PathMatches
 
 from core import models, settings
+from core.access import Keys
 from core.errors import ERRORS, TallywireError
 from core.journal.memory import MOST_ROWS
 from core.sse import COMMENT_HEARTBEAT, EventParser, ServerSentEvent, encode_event
@@ -23,6 +24,7 @@ from tests.process import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+SECURITY = (ROOT / "docs" / "security.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 CONTROLS = {control.event: control for control in get_args(models.ControlEvent)}
@@ -67,6 +69,30 @@ def test_every_route_is_in_the_reference() -> None:
             assert isinstance(rule.matcher, PathMatches)
             pattern = rule.matcher.regex.pattern.removesuffix("$")
             assert re.search(rf"`(GET|POST|DELETE) {re.escape(pattern)}[`?]", documented), pattern
+
+
+def test_every_role_is_in_the_reference_and_in_the_security_page() -> None:
+    services = Services(None, settings.Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
+    documented = REFERENCE.replace("{user}", "([^/]+)").replace("{strategy}", "([^/]+)")
+
+    for rule in routes.internal(services).wildcard_router.rules:
+        assert isinstance(rule.matcher, PathMatches)
+        pattern = rule.matcher.regex.pattern.removesuffix("$")
+        if pattern.startswith("/internal/"):
+            assert re.search(
+                rf"^\| internal, `{rule.target.role}` \| `\w+ {re.escape(pattern)}[`?]", documented, re.M
+            ), pattern
+            shown = f"`[A-Z ]*{re.escape(pattern.partition('(')[0])}[…`]"
+            assert re.search(rf"^\| `{rule.target.role}` \| .*{shown}", SECURITY, re.M), pattern
+
+
+def test_a_file_of_keys_as_it_is_shown_can_be_used() -> None:
+    (shown,) = re.findall(r"^```\n(# name.*?)^```$", SECURITY, re.M | re.S)
+
+    assert [(key.caller, set(key.roles)) for key in Keys.parse(shown).keys] == [
+        ("orders", {"emit"}),
+        ("operator", {"read", "admin"}),
+    ]
 
 
 def test_the_readmes_first_two_commands_are_targets_of_the_makefile() -> None:

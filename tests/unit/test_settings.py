@@ -26,6 +26,8 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "cors_origins": (("https://a", "https://b"), "https://a,https://b"),
     "session_same_site": ("none", "none"),
     "max_age_seconds": (0, "0"),
+    "internal_auth": ("keys", "keys"),
+    "internal_keys": ("/etc/t.keys", "/etc/t.keys"),
     "journal": ("/var/lib/t.db", "/var/lib/t.db"),
     "durability": ("process", "process"),
     "shape": ("flat", "flat"),
@@ -122,6 +124,7 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
 
 UNUSABLE: dict[str, tuple[object, str]] = {
     "insecure": (["everything"], "everything"),
+    "internal_auth": ("key", "key"),
     "durability": ("forever", "forever"),
     "shape": ("round", "round"),
     "heartbeat_seconds": (0, "0"),
@@ -219,6 +222,7 @@ def test_settings_with_choices_and_lists_are_known_as_such() -> None:
         "insecure": ("public", "internal"),
         "auth": ("none", "jwt", "proxy"),
         "session_same_site": ("strict", "lax", "none"),
+        "internal_auth": ("none", "keys"),
         "durability": ("power", "process", "none"),
         "shape": ("envelope", "flat"),
         "http": ("tornado", "lean"),
