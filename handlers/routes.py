@@ -4,6 +4,7 @@ from tornado.web import Application, url
 
 from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
 from handlers.emit import EmitHandler
+from handlers.openapi import OpenapiHandler
 from handlers.operations import (
     BatchesHandler,
     ConnectionsHandler,
@@ -46,6 +47,7 @@ def internal(services: Services) -> Application:
         (r"/internal/users/([^/]+)", UserHandler),
         (r"/healthz/live", LiveHandler),
         (r"/healthz/ready", ReadyHandler),
+        (r"/openapi\.json", OpenapiHandler),
     )
 
 

@@ -7,7 +7,9 @@ import pytest
 from tests.fronts import FRONTS
 from tests.process import FRONT_VARIABLE
 
-OVER_EVERY_FRONT = frozenset({"test_process", "test_clients", "test_every_byte", "test_internal_access"})
+OVER_EVERY_FRONT = frozenset(
+    {"test_process", "test_clients", "test_every_byte", "test_internal_access", "test_openapi"}
+)
 """Modules about what passes between a client and the server. The others are about what is behind: one front will do,
 that of TALLYWIRE_HTTP where it is set."""
 
