@@ -14,8 +14,8 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -26,6 +26,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from core import settings as known_settings
+from core.addresses import parse_networks
 from core.cli import tallywire
 from core.hub import Hub, HubLimits
 from core.journal import memory
@@ -33,8 +34,10 @@ from core.journal.base import HOUR_MS, Journal, JournalError, JournalFailed, Jou
 from core.journal.memory import MemoryJournal
 from core.journal.sqlite.driver import SqliteJournal
 from core.logs import start_logging
+from core.pace import Pace
 from core.settings import Settings, SettingsError
 from core.statistics import HourlyNotices
+from core.systemd import NOTHING_INHERITED, Inherited, Supervisor, inherited_sockets
 from handlers import dispatch, routes
 from handlers.authorities import authority_of, published_keys
 from handlers.base import Services
@@ -131,22 +134,30 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
         loop.add_signal_handler(signal.SIGHUP, guard.reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _leave_or_quit, stop)
-    journal = open_journal(settings, loop)
-    try:
-        await _serve_on(journal, settings, guard, stop, on_ready)
-    finally:
-        await _close(journal)
+    with Supervisor.from_environment(os.environ) as supervisor:
+        journal = open_journal(settings, loop)
+        try:
+            await _serve_on(journal, settings, guard, stop, on_ready, supervisor)
+        finally:
+            await _close(journal)
 
 
 async def _serve_on(
-    journal: Journal, settings: Settings, guard: Guard, stop: asyncio.Event, on_ready: Callable[[str, str], None]
+    journal: Journal,
+    settings: Settings,
+    guard: Guard,
+    stop: asyncio.Event,
+    on_ready: Callable[[str, str], None],
+    supervisor: Supervisor,
 ) -> None:
-    listeners = bind(settings)
+    listeners = bind(settings, inherited_sockets(os.environ))
     hub = build_hub(settings, journal, asyncio.get_running_loop())
     failures: list[JournalFailed] = []
+    has_failed = asyncio.Event()
 
     def end(failed: JournalFailed) -> None:
         failures.append(failed)
+        has_failed.set()
         stop.set()
 
     published = published_keys(settings, hub.clock)
@@ -169,7 +180,11 @@ async def _serve_on(
             "epoch": journal.epoch,
         },
     )
+    supervisor.tell("READY=1")
+    supervisor.begin_watchdog(asyncio.get_running_loop().call_later)
     await stop.wait()
+    supervisor.tell("STOPPING=1")
+    await _let_balancers_notice(settings, hub, has_failed)
     for task in background:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
@@ -182,6 +197,16 @@ async def _serve_on(
     if failures:
         raise failures[0]
     _log.info("Stopped")
+
+
+async def _let_balancers_notice(settings: Settings, hub: Hub, has_failed: asyncio.Event) -> None:
+    """Not ready, and still at work for whoever has not heard of it; a journal that fails is not waited with."""
+    hub.is_leaving = True
+    if settings.shutdown_delay_seconds and not has_failed.is_set():
+        _log.info("Not ready any more", extra={"seconds": settings.shutdown_delay_seconds})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.shutdown_delay_seconds):
+                await has_failed.wait()
 
 
 def open_journal(settings: Settings, loop: asyncio.AbstractEventLoop) -> Journal:
@@ -211,9 +236,13 @@ def build_hub(settings: Settings, journal: Journal, loop: asyncio.AbstractEventL
         settings.retry_ms,
         settings.coalesce_ms,
         max_connections,
-        settings.max_age_seconds,
-        settings.expiring_seconds,
-        settings.jwt_max_life_seconds + settings.jwt_leeway_seconds,
+        max_streams_per_user=settings.max_streams_per_user,
+        max_streams_per_address=settings.max_streams_per_address,
+        max_accepts_per_second=settings.max_accepts_per_second,
+        reconnects_per_second=settings.reconnects_per_second,
+        max_age_seconds=settings.max_age_seconds,
+        expiring_seconds=settings.expiring_seconds,
+        grant_seconds=settings.jwt_max_life_seconds + settings.jwt_leeway_seconds,
     )
     return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later, spawn=loop.create_task)
 
@@ -227,11 +256,13 @@ def available_connections() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED_DESCRIPTORS)
 
 
-def bind(settings: Settings) -> Listeners:
-    """Both listeners. Raises SettingsError, naming the setting and the fix."""
-    public = _bind("public", settings.public_listen, settings)
+def bind(settings: Settings, inherited: Inherited = NOTHING_INHERITED) -> Listeners:
+    """Both listeners, with inherited sockets where there are any. Raises SettingsError, naming the setting and the
+    fix."""
+    public = _take_over("public", inherited.public, settings) or _bind("public", settings.public_listen, settings)
+    internal = _take_over("internal", inherited.internal, settings)
     _bound_kernel_buffers(public, settings)
-    return Listeners(public, _bind("internal", settings.internal_listen, settings))
+    return Listeners(public, internal or _bind("internal", settings.internal_listen, settings))
 
 
 def start_servers(
@@ -248,14 +279,15 @@ def start_servers(
     """
     authority = authority_of(settings, published)
     guard = guard or internal_guard(settings)
-    is_local = settings.auth == "none" and Address.parse(settings.public_listen).is_loopback
+    is_local = settings.auth == "none" and all(is_on_loopback(sock) for sock in listeners.public)
     loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
     ready = readiness(loop)
     origins = frozenset(settings.cors_origins)
-    public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local)
+    proxies = parse_networks(settings.proxy_addresses)
+    public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local, proxies=proxies)
     internal = Services(hub, settings, ready, Anybody(), guard=guard)
     servers = [
-        _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop),
+        _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop, hub.accepts),
         _server(internal, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS, loop),
     ]
     servers[0].add_sockets(listeners.public)
@@ -269,6 +301,7 @@ def _server(
     hot: HotRoutes,
     idle_seconds: float,
     loop: asyncio.AbstractEventLoop,
+    accepts: Pace | None = None,
 ) -> HTTPServer | Front:
     """The HTTP front that the settings ask for; without sockets yet."""
     if services.settings.http == "tornado":
@@ -279,7 +312,7 @@ def _server(
             body_timeout=BODY_SECONDS,
         )
     limits = FrontLimits(MAX_HEADER_BYTES, HEADER_SECONDS, idle_seconds, BODY_SECONDS)
-    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness)
+    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness, accepts)
 
 
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer | Front]) -> None:
@@ -318,12 +351,8 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
         address = Address.parse(text)
     except ValueError as error:
         raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
-    if not (address.is_loopback or _asks_who(listener, settings) or listener in settings.insecure):
-        raise SettingsError(
-            f"{listener}_listen is {text}, which others can reach, and nobody would be asked who they are. "
-            f"Listen on 127.0.0.1, {INSTEAD[listener]}or say --insecure={listener} if the network is closed "
-            "otherwise."
-        )
+    if not address.is_loopback:
+        _refuse_reach(listener, f"{listener}_listen is {text}", settings)
     try:
         sockets = bind_sockets(
             address.port, "127.0.0.1" if address.host == "localhost" else address.host, backlog=BACKLOG
@@ -331,8 +360,7 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
         if address.host == "localhost":
             sockets += _also_over_ipv6(sockets)
         for sock in sockets:
-            # Connections inherit it. Without it each second one of two pipelined answers waits 40 ms for an ACK.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _answer_at_once(sock)
     except OSError as error:
         raise _unusable(listener, text, error) from error
     return sockets
@@ -347,6 +375,38 @@ def _unusable(listener: str, text: str, error: OSError) -> SettingsError:
     return SettingsError(
         f"{listener}_listen {text}: {error.strerror or error}. Choose another address with --{listener}-listen."
     )
+
+
+def _take_over(listener: str, inherited: Sequence[socket.socket], settings: Settings) -> list[socket.socket]:
+    """The sockets of a listener that are inherited, made like our own; none when there are none."""
+    for sock in inherited:
+        if not is_on_loopback(sock):
+            _refuse_reach(listener, f"the inherited socket {listener!r} listens on {base_url([sock])}", settings)
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        if sock.family != socket.AF_UNIX:
+            _answer_at_once(sock)
+    return list(inherited)
+
+
+def is_on_loopback(listener: socket.socket) -> bool:
+    """Only this machine can connect to this socket."""
+    return listener.family == socket.AF_UNIX or Address(*listener.getsockname()[:2]).is_loopback
+
+
+def _refuse_reach(listener: str, what: str, settings: Settings) -> None:
+    """Others can reach a listener: raises SettingsError unless they are asked who they are, or the settings say that
+    they may."""
+    if not (_asks_who(listener, settings) or listener in settings.insecure):
+        raise SettingsError(
+            f"{what}, which others can reach, and nobody would be asked who they are. "
+            f"Listen on 127.0.0.1, {INSTEAD[listener]}or say --insecure={listener} if the network is closed otherwise."
+        )
+
+
+def _answer_at_once(listener: socket.socket) -> None:
+    # Connections inherit it. Without it each second one of two pipelined answers waits 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _also_over_ipv6(sockets: list[socket.socket]) -> list[socket.socket]:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 from msgspec import UNSET, Struct
 
@@ -24,6 +25,7 @@ from core.errors import (
     StrategyIdMissing,
     TallywireError,
     Unauthorized,
+    Unavailable,
 )
 from core.expiry import Expiries
 from core.heartbeat import SLOTS, HeartbeatWheel
@@ -41,6 +43,7 @@ from core.journal.base import (
     Revoke,
     Work,
 )
+from core.lag import LoopLag
 from core.models import (
     Accepted,
     BatchResult,
@@ -59,6 +62,7 @@ from core.models import (
     UserTotals,
     iso_timestamp,
 )
+from core.pace import Pace
 from core.publisher import Publisher, Slices
 from core.registry import Registry, User
 from core.revocations import Revocations
@@ -72,14 +76,20 @@ stays bounded when the journal is slower than they are."""
 
 MAX_IDEMPOTENCY_KEY = 128
 
-DRAIN_RETRY_MS_EACH = 1
-"""Streams that end together are told to come back over a time that grows with their number: 1,000 a second."""
-
 FINAL_REASONS: frozenset[ClosingReason] = frozenset({"revoked", "strategy_deleted", "account_deactivated"})
 """A stream that is closed for one of these is told not to come back."""
 
 EXPIRY_LOOK_SECONDS = 0.5
 """Between two looks at the tokens that end."""
+
+StreamLimit = Literal["draining", "connections", "streams_per_user", "streams_per_address"]
+"""What a stream can be refused for before its connection is touched."""
+
+_WHY_BUSY: dict[StreamLimit, str] = {
+    "connections": "No further stream may be opened.",
+    "streams_per_user": "No further stream of this user may be opened.",
+    "streams_per_address": "No further stream of this address may be opened.",
+}
 
 Answer = Accepted | Skipped | TallywireError
 
@@ -101,6 +111,10 @@ class HubLimits(Struct, frozen=True):
     expiring_seconds: float = 60
     grant_seconds: float = 0
     """Longest time for which anything is granted that can be revoked."""
+    max_streams_per_user: int = 0
+    max_streams_per_address: int = 0
+    max_accepts_per_second: int = 0
+    reconnects_per_second: int = 1000
 
 
 class Intake:
@@ -169,6 +183,8 @@ class Wanted(Struct, frozen=True):
     strategies: tuple[int, ...] | None
     last_event_id: str | None
     principal: Principal | None = None
+    address: str = ""
+    """Of the client: see `Subscriber`."""
 
 
 class _Opening(Struct, frozen=True):
@@ -232,8 +248,15 @@ class Hub:
         self.clock = clock
         self.closed: Counter[str] = Counter()
         """Ended streams by reason, since the start."""
+        self.refused: Counter[str] = Counter()
+        """Streams that were refused for load, by the limit that was reached or else the code, since the start."""
+        self.lag = LoopLag(call_later, clock)
+        self.accepts = Pace(limits.max_accepts_per_second)
+        """For whoever accepts connections that may become streams."""
         self.held_bytes = 0
         self.is_draining = False
+        self.is_leaving = False
+        """Still at work, but nobody new should be sent here: a shutdown has been asked for."""
         self._call_later = call_later
         self._create_task = spawn
         self._resuming: set[asyncio.Task[None]] = set()
@@ -261,6 +284,7 @@ class Hub:
 
         self.journal.start(self._deliver, refuse_and_fail)
         self._beat()
+        self.lag.start()
 
     def begin_intake(self) -> Intake:
         """An emit begins to arrive. Raises Draining."""
@@ -527,44 +551,56 @@ class Hub:
 
     def _open(self, opening: _Opening, user: User | Busy) -> None:
         if isinstance(user, Busy):
-            opening.refuse(user)
+            self._refuse(opening, user)
             return
         self.registry.hold(user)
         try:
             # After the load: a stream that registered behind the last farewell would never be told to go.
-            refusal = self._why_not(opening.wanted)
-            if refusal is not None:
-                opening.refuse(refusal)
+            wanted = opening.wanted
+            self.check_granted(wanted.principal, wanted.strategies)
+            limit = self._limit_reached(user, wanted.address)
+            if limit is not None:
+                self._refuse(opening, Draining() if limit == "draining" else Busy(_WHY_BUSY[limit]), limit)
                 return
             subscriber = opening.connect()
             if subscriber is not None:
                 self._register(subscriber, user, opening)
         except TallywireError as refusal:
-            opening.refuse(refusal)
+            self._refuse(opening, refusal)
         except Exception:
             _log.exception("Opening failed")
             opening.refuse(InternalError())
         finally:
             self.registry.let_go(user)
 
-    def _why_not(self, wanted: Wanted) -> TallywireError | None:
-        """Why this stream may not be opened now."""
-        if self.is_draining:
-            return Draining()
-        try:
-            self.check_granted(wanted.principal, wanted.strategies)
-        except Unauthorized as revoked:
-            return revoked
-        return Busy("No further stream may be opened.") if self.is_full() else None
-
     def check_granted(self, principal: Principal | None, strategies: Iterable[int] | None) -> None:
         """Raises Unauthorized when what this principal has been granted has been revoked."""
         if principal is not None and self._revocations.concern(principal, strategies):
             raise Unauthorized("The token has been revoked; a new one is needed.")
 
+    def _limit_reached(self, user: User, address: str) -> StreamLimit | None:
+        """Why this stream may not be opened now."""
+        limits = self.limits
+        if self.is_draining:
+            return "draining"
+        if self.is_full():
+            return "connections"
+        # This opening is one of the holds.
+        if 0 < limits.max_streams_per_user < user.holds:
+            return "streams_per_user"
+        if 0 < limits.max_streams_per_address <= self.registry.count_of_address(address):
+            return "streams_per_address"
+        return None
+
+    def _refuse(self, opening: _Opening, refusal: TallywireError, limit: StreamLimit | None = None) -> None:
+        if isinstance(refusal, Unavailable):
+            self.refused[limit or refusal.code] += 1
+        opening.refuse(refusal)
+
     def _register(self, subscriber: Subscriber, user: User, opening: _Opening) -> None:
         """Judge the position, register, read the totals there, then write the first event."""
         subscriber.epoch = self.journal.epoch
+        subscriber.address = opening.wanted.address
         subscriber.on_closed = self._on_closed
         wanted = opening.wanted
         judged = self._judge(user, wanted.last_event_id)
@@ -784,7 +820,8 @@ class Hub:
     async def _say_farewell(self) -> None:
         leaving = list(self.registry.subscribers)
         random.shuffle(leaving)
-        spread_ms = DRAIN_RETRY_MS_EACH * len(leaving)
+        # Together they come back over a time that grows with their number.
+        spread_ms = 1000 * len(leaving) // self.limits.reconnects_per_second
         for subscriber in leaving:
             self._say_goodbye(subscriber, "draining", spread_ms)
             await self.slices.breathe()

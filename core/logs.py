@@ -5,8 +5,11 @@ are dropped and counted; the server goes on. Fields given with `extra` follow th
 """
 
 import logging
+import os
+import select
 import threading
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -31,6 +34,7 @@ class BackgroundHandler(logging.Handler):
         self.dropped = 0
         self._reported = 0
         self._stream = stream
+        self._output = _output(stream)
         self._queue: deque[logging.LogRecord] = deque()
         self._something = threading.Event()
         self._stopping = threading.Event()
@@ -68,8 +72,7 @@ class BackgroundHandler(logging.Handler):
         if not lines:
             return
         try:
-            self._stream.write("\n".join(lines).encode("utf-8", "backslashreplace").decode() + "\n")
-            self._stream.flush()
+            self._output("\n".join(lines).encode("utf-8", "backslashreplace") + b"\n")
         except (OSError, ValueError):
             # Nobody reads the log any more. There is nowhere left to say so.
             self.dropped += len(lines)
@@ -119,6 +122,38 @@ def start_logging(level: str, log_format: Literal["auto", "text", "json"], strea
     # Tornado says at INFO what a hostile client can make it say without limit.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     return handler
+
+
+def dropped_lines() -> int:
+    """How many lines of this process found no room, or nobody to read them, since the start."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler))
+
+
+def _output(stream: TextIO) -> Callable[[bytes], None]:
+    """Writes to `stream`, past its buffer where there is a descriptor.
+
+    Whoever waits within a buffered stream holds its lock. When nobody reads the log, the interpreter, which flushes the
+    standard streams at its end, would wait for that lock and for whoever reads, and the process would never exit.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+
+        def write_text(data: bytes) -> None:
+            stream.write(data.decode())
+            stream.flush()
+
+        return write_text
+
+    def write(data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:
+                # Whoever shares the other end with us has made it so.
+                select.select([], [descriptor], [])
+
+    return write
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -284,14 +284,32 @@ class ConnectionFacts(Struct, frozen=True):
     peer: str
 
 
+class LoopFacts(Struct, frozen=True):
+    """How late the loop was: in the last ten seconds, and ever."""
+
+    lag_ms_recent_max: float
+    lag_ms_max: float
+
+
+class LogFacts(Struct, frozen=True):
+    """What became of log lines."""
+
+    lines_dropped: int
+
+
 class ConnectionsReport(Struct, frozen=True):
-    """`GET /internal/connections`. `slowest` lists at most 20, most behind first; `closed` counts ends by reason."""
+    """`GET /internal/connections`. `slowest` lists at most 20, most behind first; `closed` counts ends by reason,
+    `refused` streams that were not opened, `accepts_delayed` how often clients waited to be accepted."""
 
     connections: int
     lagging: int
     blocked: int
     slowest: tuple[ConnectionFacts, ...]
     closed: dict[str, int]
+    refused: dict[str, int]
+    accepts_delayed: int
+    loop: LoopFacts
+    log: LogFacts
 
 
 class Health(Struct, frozen=True):

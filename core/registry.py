@@ -4,9 +4,10 @@ Memory therefore follows the open connections, not every user ever seen; whoever
 journal, in order with the commits, so that what is loaded equals what has been published.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 
+from core.addresses import counted_as
 from core.subscriber import StreamKey, Subscriber
 from core.totals import Row
 
@@ -98,6 +99,8 @@ class Registry:
     def __init__(self) -> None:
         self._users: dict[int, User] = {}
         self.subscribers: dict[Subscriber, None] = {}
+        self._of_address: Counter[str] = Counter()
+        """Only of those whose address is known: the kernel would have to be asked for each of the others."""
 
     def __len__(self) -> int:
         return len(self.subscribers)
@@ -121,6 +124,8 @@ class Registry:
         """Register under the named strategies, or with None under every one, future ones included."""
         self.hold(user)
         self.subscribers[subscriber] = None
+        if subscriber.address:
+            self._of_address[counted_as(subscriber.address)] += 1
         if strategies is None:
             user.follow_everything(subscriber)
             return
@@ -134,6 +139,8 @@ class Registry:
         if subscriber not in self.subscribers:
             return
         del self.subscribers[subscriber]
+        if subscriber.address:
+            self._forget_address(counted_as(subscriber.address))
         user = self._users[subscriber.user_id]
         if subscriber.follows_all:
             user.unfollow_everything(subscriber)
@@ -146,3 +153,12 @@ class Registry:
     def of_user(self, user_id: int) -> Iterator[Subscriber]:
         """The connections of one user."""
         return (subscriber for subscriber in self.subscribers if subscriber.user_id == user_id)
+
+    def count_of_address(self, address: str) -> int:
+        """The connections of one client address, or of its network; see `counted_as`."""
+        return self._of_address.get(counted_as(address), 0)
+
+    def _forget_address(self, network: str) -> None:
+        self._of_address[network] -= 1
+        if not self._of_address[network]:
+            del self._of_address[network]

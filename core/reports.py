@@ -9,7 +9,18 @@ from msgspec.structs import replace
 from core.errors import InvalidQuery
 from core.hub import MAX_IDEMPOTENCY_KEY, Hub, is_usable
 from core.journal.base import BatchRecord
-from core.models import MAX_ID, BatchesReport, BatchFacts, ConnectionFacts, ConnectionsReport, KeyFacts, iso_timestamp
+from core.logs import dropped_lines
+from core.models import (
+    MAX_ID,
+    BatchesReport,
+    BatchFacts,
+    ConnectionFacts,
+    ConnectionsReport,
+    KeyFacts,
+    LogFacts,
+    LoopFacts,
+    iso_timestamp,
+)
 from core.subscriber import State, Subscriber
 from core.totals import Position
 
@@ -31,6 +42,10 @@ def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
         blocked=sum(subscriber.state is State.BLOCKED for subscriber in behind),
         slowest=tuple(_facts(subscriber, behind[subscriber], now) for subscriber in slowest),
         closed=dict(hub.closed),
+        refused=dict(hub.refused),
+        accepts_delayed=hub.accepts.delayed,
+        loop=LoopFacts(_ms(hub.lag.recent_max_seconds), _ms(hub.lag.max_seconds)),
+        log=LogFacts(dropped_lines()),
     )
 
 
@@ -84,6 +99,10 @@ async def batches_of_key(hub: Hub, key: str) -> BatchesReport:
         raise InvalidQuery("idempotency_key", f"is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
     found = await hub.journal.batches_of_key(key)
     return BatchesReport(tuple(_batch(hub, each) for each in found), has_more=False)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 def _place(hub: Hub, after: str) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from core.addresses import parse_networks
 from core.models import Shape
 
 
@@ -69,7 +70,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 60
     proxy_addresses: Annotated[
         tuple[str, ...],
-        Meta(description="Addresses and networks (10.0.0.0/8) of the proxies in front that are believed."),
+        Meta(
+            description="Addresses and CIDR blocks of the proxies in front, whose X-Forwarded-For is believed, and "
+            "what they say about the reader with auth proxy."
+        ),
     ] = ()
     proxy_user_header: Annotated[str, Meta(description="Header in which a proxy says the user id.")] = (
         "X-Tallywire-User"
@@ -163,6 +167,26 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             le=10_000_000,
         ),
     ] = 10_000
+    max_streams_per_user: Annotated[
+        int, Meta(description="Open streams of one user at most. 0: any number.", ge=0, le=10_000_000)
+    ] = 32
+    max_streams_per_address: Annotated[
+        int,
+        Meta(
+            description="Open streams of one client address at most; an IPv6 client has its whole /64. 0: any number.",
+            ge=0,
+            le=10_000_000,
+        ),
+    ] = 0
+    max_accepts_per_second: Annotated[
+        int,
+        Meta(
+            description="Connections accepted on the public listener within a second; others wait in the kernel's "
+            "queue. 0: any number. Only with http lean.",
+            ge=0,
+            le=10_000_000,
+        ),
+    ] = 2000
     keep_rows: Annotated[
         int,
         Meta(
@@ -200,9 +224,27 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["asyncio", "uvloop"],
         Meta(description="The event loop. uvloop: the one of that package, which must be installed."),
     ] = "asyncio"
+    shutdown_delay_seconds: Annotated[
+        int,
+        Meta(
+            description="Seconds between not being ready and no longer listening, so that load balancers can notice. "
+            "In Kubernetes 5.",
+            ge=0,
+            le=3600,
+        ),
+    ] = 0
     drain_seconds: Annotated[
         int, Meta(description="Seconds a shutdown may take before what is still open is cut.", ge=1, le=3600)
     ] = 20
+    reconnects_per_second: Annotated[
+        int,
+        Meta(
+            description="Streams that are told to go at a shutdown are told to come back over a time in which about "
+            "so many arrive each second.",
+            ge=1,
+            le=10_000_000,
+        ),
+    ] = 1000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")
     ] = "info"
@@ -277,6 +319,15 @@ def _check(source: str, name: str, value: object) -> None:
     except ValidationError as error:
         message = str(error).partition(" - at `")[0]
         raise SettingsError(f"{where} is {value!r}: {message}. `tallywire serve --help` says more.") from error
+    if name == "proxy_addresses":
+        _check_addresses(where, value)
+
+
+def _check_addresses(where: str, value: object) -> None:
+    try:
+        parse_networks(convert(value, tuple[str, ...]))
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}. Write 10.0.0.1 or 10.0.0.0/8.") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:

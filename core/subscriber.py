@@ -183,6 +183,7 @@ class Subscriber:
     __slots__ = (
         "_ending",
         "_unsent",
+        "address",
         "ends_at",
         "epoch",
         "expires_at",
@@ -204,6 +205,8 @@ class Subscriber:
         self.user_id = user_id
         self.options = options
         self.state = State.OPENING
+        self.address = ""
+        """IP address of the client, where streams are counted by it or a proxy has told it; else empty."""
         self.heartbeat_slot = 0
         self.opened_at = 0.0
         """Monotonic seconds at the first event."""

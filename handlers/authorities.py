@@ -1,13 +1,13 @@
 """From settings to who says who reads: the keys read, and whatever is weak or missing refused at the start."""
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from core.addresses import parse_networks
 from core.auth import ALGORITHMS, KeyProblem, TokenRules, VerificationKey, keys_of_file
 from core.settings import Settings, SettingsError
-from handlers.credentials import Anybody, Authority, Network, ProxyAuthority, TokenAuthority
+from handlers.credentials import Anybody, Authority, ProxyAuthority, TokenAuthority
 from handlers.jwks import PublishedKeys, fetch
 
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -32,8 +32,8 @@ def authority_of(settings: Settings, published: PublishedKeys | None) -> Authori
     if settings.auth == "proxy":
         if not settings.proxy_addresses:
             raise SettingsError("auth is proxy, and nobody is believed: name the proxies with --proxy-addresses.")
-        networks = _networks(settings.proxy_addresses)
-        return ProxyAuthority(networks, settings.proxy_user_header, settings.proxy_strategies_header)
+        proxies = parse_networks(settings.proxy_addresses)
+        return ProxyAuthority(proxies, settings.proxy_user_header, settings.proxy_strategies_header)
     if not settings.jwt_keys and published is None:
         raise SettingsError("auth is jwt, and there is no key: name one with --jwt-keys or --jwt-jwks-url.")
     rules = TokenRules(
@@ -58,15 +58,6 @@ def _keys(text: str) -> list[VerificationKey]:
         return keys_of_file(algorithm, Path(file).read_bytes())
     except (OSError, KeyProblem) as error:
         raise SettingsError(f"the key {file} for {algorithm} cannot be used: {error}.") from error
-
-
-def _networks(texts: Iterable[str]) -> list[Network]:
-    try:
-        return [ipaddress.ip_network(text) for text in texts]
-    except ValueError as error:
-        raise SettingsError(
-            f"proxy_addresses: {error}. Write addresses or networks, for example 10.0.0.0/8."
-        ) from error
 
 
 def _check_origins(origins: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from msgspec.json import Encoder
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from core.access import LOCAL, Role
+from core.addresses import Networks
 from core.auth import Principal
 from core.errors import (
     BodyTooLarge,
@@ -80,6 +81,8 @@ class Services(Struct, frozen=True):
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
     guard: Guard | None = None
     """Who may ask; None: everybody."""
+    proxies: Networks = ()
+    """Whose X-Forwarded-For is believed."""
 
     def judge(self, role: Role | None, host: str | None, origin: str | None, authorization: str | None) -> Verdict:
         """Who asks, or why they may not: see `Guard.judge`."""
@@ -193,13 +196,17 @@ class BaseHandler(RequestHandler):
         """The ticket of this request, empty where none counts."""
         return ""
 
+    def credentials(self) -> Credentials:
+        """What this request has to show."""
+        return Credentials(self.request.headers.get, lambda: self.request.remote_ip or "", self.ticket())
+
     async def reader(self) -> Principal | None:
         """Whose request this is; see `Authority.principal_of`."""
         return await self.asked(self.services.authority.principal_of)
 
     async def asked(self, ask: Callable[[Credentials, float], _T]) -> _T:
         """What an authority answers, after a look for the key when it does not know it. Raises what `ask` raises."""
-        credentials = Credentials(self.request.headers.get, lambda: self.request.remote_ip or "", self.ticket())
+        credentials = self.credentials()
         now = self.services.hub.now_ms() / 1000
         try:
             return ask(credentials, now)

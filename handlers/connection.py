@@ -49,7 +49,11 @@ class Connection(Subscriber):
             name = self._socket.getpeername()
         except OSError:
             return ""
-        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+        host, port = name[:2] if isinstance(name, tuple) else (name, "")
+        if self.address and self.address != host:
+            # It came through a proxy, which is not who an operator looks for.
+            return self.address
+        return f"{host}:{port}" if port else str(host)
 
     def on_writable(self) -> None:
         """See `handlers.readiness.Owner`."""

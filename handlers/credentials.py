@@ -4,15 +4,15 @@ Whichever HTTP front a request came through, it becomes a `Credentials`; an `Aut
 authentication, makes a principal of it.
 """
 
-import ipaddress
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
+from core.addresses import Networks, is_address_within
 from core.auth import Principal, TokenRules, VerificationKey, digest, verify
 from core.errors import Busy, Forbidden, Unauthorized
 from core.models import MAX_ID
@@ -31,8 +31,6 @@ MOST_TICKETS_EACH = 32
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]+)")
 _COOKIE = re.compile(rf"(?:^|[;,] ?){COOKIE}=([A-Za-z0-9._-]+)(?=[;,]|$)")
 _USER = re.compile(r"[1-9][0-9]{0,15}")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Credentials(Struct, frozen=True):
@@ -169,14 +167,14 @@ class ProxyAuthority:
 
     tickets: Tickets | None = None
 
-    def __init__(self, networks: Iterable[Network], user_header: str, strategies_header: str) -> None:
-        self._networks = tuple(networks)
+    def __init__(self, proxies: Networks, user_header: str, strategies_header: str) -> None:
+        self._proxies = proxies
         self._user_header = user_header.lower()
         self._strategies_header = strategies_header.lower()
 
     def principal_of(self, credentials: Credentials, now: float) -> Principal | None:  # noqa: ARG002
         """See `Authority`."""
-        if not self._is_proxy(credentials.address()):
+        if not is_address_within(credentials.address(), self._proxies):
             raise Unauthorized("Streams are opened through the proxy that says who reads, not around it.")
         user = credentials.header(self._user_header) or ""
         if _USER.fullmatch(user) is None or int(user) > MAX_ID:
@@ -186,14 +184,6 @@ class ProxyAuthority:
     def token_of(self, credentials: Credentials, now: float) -> tuple[str, Principal]:  # noqa: ARG002
         """See `Authority`."""
         raise Forbidden("There are no sessions here: a proxy says who reads (auth is proxy).")
-
-    def _is_proxy(self, address: str) -> bool:
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        mapped = getattr(found, "ipv4_mapped", None)
-        return any((mapped or found) in network for network in self._networks)
 
     async def look_again(self) -> bool:
         """See `Authority`."""

@@ -36,6 +36,7 @@ from handlers.front import Dispatch, FrontConnection, Request, Responder
 from handlers.stream import (
     STREAM_HEADERS,
     accepts_event_stream,
+    address_of,
     only,
     open_stream,
     parameters,
@@ -254,6 +255,7 @@ class StreamExchange:
                 services.settings.shape,
                 services.authority.principal_of(credentials, services.hub.now_ms() / 1000),
                 chunked=exchange.request.version == "1.1",
+                address=address_of(services, credentials),
             )
             head = stream_head(request.options, exchange.request_id, self._cors_headers)
             refuse = partial(self._refuse, request.options)

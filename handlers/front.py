@@ -21,6 +21,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from msgspec import Struct
 
 from core.errors import HeadTooLarge, MalformedRequest, TallywireError
+from core.pace import Pace
 from handlers.base import answer_bytes, log_refusal, problem_body, problem_headers, request_id
 from handlers.readiness import READ, WRITE, Readiness
 
@@ -108,6 +109,8 @@ class Request:
         if self.version == "1.1":
             return not self.keeps_alive
         # RFC 9112, sections 6.1 and 9.3: what such an old client or proxy takes for the end of a body nobody knows.
+        if b"close" in self.headers.get(b"connection", b"").lower():
+            return True
         is_plain = b"content-length" in self.headers or self.method in (b"GET", b"HEAD")
         return not (self.keeps_alive and is_plain and b"transfer-encoding" not in self.headers)
 
@@ -126,15 +129,22 @@ class Responder(Protocol):
 
 
 class Front:
-    """A server, used like Tornado's HTTPServer. `dispatch` says who answers a request whose head has arrived."""
+    """A server, used like Tornado's HTTPServer. `dispatch` says who answers a request whose head has arrived,
+    `accepts` how many connections may come."""
 
     def __init__(
-        self, dispatch: "Dispatch", limits: FrontLimits, loop: asyncio.AbstractEventLoop, readiness: Readiness
+        self,
+        dispatch: "Dispatch",
+        limits: FrontLimits,
+        loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
+        accepts: Pace | None = None,
     ) -> None:
         self.dispatch = dispatch
         self.limits = limits
         self.loop = loop
         self.readiness = readiness
+        self.accepts = accepts or Pace(0)
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
         self._newcomers: deque[socket.socket] = deque()
@@ -166,18 +176,27 @@ class Front:
     def _accept(self, listener: socket.socket) -> None:
         """Accepting comes before answering: where it falls behind, the kernel drops what does not fit its queue, and
         those clients try again after one second, or three."""
-        for _ in range(ACCEPTED_AT_ONCE):
+        most = int(min(ACCEPTED_AT_ONCE, self.accepts.left(self.loop.time())))
+        if not most:
+            # Somebody is there, or we would not have been called: in the kernel's queue they cost nothing.
+            self._pause_accepting(listener, self.accepts.delay_seconds())
+            return
+        before = len(self._newcomers)
+        for _ in range(most):
             try:
                 accepted, _address = listener.accept()
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._pause_accepting(listener, error)
+                    facts = {"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS}
+                    _log.warning("Not accepting", extra=facts)
+                    self._pause_accepting(listener, ACCEPT_PAUSE_SECONDS)
                     break
                 # The client has given up meanwhile.
                 continue
             self._newcomers.append(accepted)
+        self.accepts.spend(len(self._newcomers) - before)
         if not self._is_welcoming:
             self._welcome()
 
@@ -193,10 +212,9 @@ class Front:
             if self._is_welcoming:
                 self.loop.call_soon(self._welcome)
 
-    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
-        _log.warning("Not accepting", extra={"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS})
+    def _pause_accepting(self, listener: socket.socket, seconds: float) -> None:
         self.loop.remove_reader(listener)
-        self.loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again, listener)
+        self.loop.call_later(seconds, self._accept_again, listener)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:

@@ -37,8 +37,9 @@ class ReadyHandler(HealthHandler):
         purpose = self.get_query_argument("for", "streams")
         if purpose not in ("streams", "emit"):
             raise InvalidQuery("for", "must be streams or emit")
-        status = "draining" if self.services.hub.is_draining else "ok"
-        refusal = self.services.hub.journal.refusal
+        hub = self.services.hub
+        status = "draining" if hub.is_draining or hub.is_leaving else "ok"
+        refusal = hub.journal.refusal
         if status == "ok" and purpose == "emit" and refusal is not None:
             status = refusal.code
         self.set_status(HTTPStatus.OK if status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE)

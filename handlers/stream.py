@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from msgspec import Struct
 from tornado.web import RequestHandler
 
+from core.addresses import client_address
 from core.auth import Principal
 from core.errors import Forbidden, InvalidQuery, TallywireError, Unavailable
 from core.hub import Wanted
@@ -21,6 +22,7 @@ from core.models import Shape
 from core.subscriber import StreamOptions, stream_options
 from handlers.base import SERVER_HEADER, BaseHandler, Headers, Services, http_date, identifier
 from handlers.connection import Connection, take_socket
+from handlers.credentials import Credentials
 
 MAX_STRATEGIES = 64
 """Strategies that one stream may name."""
@@ -55,6 +57,7 @@ def read_stream_request(
     principal: Principal | None,
     *,
     chunked: bool,
+    address: str = "",
 ) -> StreamRequest:
     """The request that the parameters of a query and a Last-Event-ID header make.
 
@@ -62,7 +65,7 @@ def read_stream_request(
     """
     user_id, strategies = readable(given, principal)
     return StreamRequest(
-        Wanted(user_id, strategies, last_event_id or only(given, "last_event_id", "") or None, principal),
+        Wanted(user_id, strategies, last_event_id or only(given, "last_event_id", "") or None, principal, address),
         stream_options(
             _choice(given, "shape", default_shape, _SHAPES),
             _choice(given, "totals", "0", ("0", "1")) == "1",
@@ -155,6 +158,13 @@ def open_stream(
     services.hub.open(request.wanted, connect, refuse)
 
 
+def address_of(services: Services, credentials: Credentials) -> str:
+    """Whose a stream is, where that is asked for: see `Subscriber.address`."""
+    if not (services.proxies or services.hub.limits.max_streams_per_address):
+        return ""
+    return client_address(credentials.address(), credentials.header("x-forwarded-for") or "", services.proxies)
+
+
 def stream_head(options: StreamOptions, request_id: str, cors_headers: Headers) -> bytes:
     """Status line and headers of a stream: the front no longer writes on its connection, so we do."""
     return f"{_usual_head(options.chunked, cors_headers, http_date())}X-Request-Id: {request_id}\r\n\r\n".encode(
@@ -197,6 +207,7 @@ class StreamHandler(BaseHandler):
             self.services.settings.shape,
             principal,
             chunked=self.request.version == "HTTP/1.1",
+            address=address_of(self.services, self.credentials()),
         )
         head = stream_head(request.options, self.request_id, self.cors_headers())
         try:

@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,13 @@ def running_server(
     internal_port: int = 0,
     command_prefix: Sequence[str] = (),
     program: Sequence[str] = PROGRAM,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[ServerProcess]:
     """A server on free ports (or the given ones); killed at the end if it still runs.
 
     `command_prefix`: a command that becomes the one behind it. `program`: what the interpreter runs, see `broken`.
+    `environment`: more variables; `pass_fds`: descriptors that it has too.
     """
     with tempfile.TemporaryDirectory(prefix="tallywire-test-") as directory:
         log = Path(directory) / "log"
@@ -115,7 +118,8 @@ def running_server(
                     *arguments,
                 ],
                 cwd=directory,
-                env=_environment(),
+                env=server_environment() | dict(environment or {}),
+                pass_fds=pass_fds,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 text=True,
@@ -129,7 +133,7 @@ def running_server(
             process.wait()
 
 
-def _environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """That of this process, without settings but the front."""
     return {
         name: value for name, value in os.environ.items() if name == FRONT_VARIABLE or not name.startswith("TALLYWIRE_")

@@ -155,6 +155,38 @@ def test_a_second_signal_ends_at_once() -> None:
         _check_log(server)
 
 
+def test_with_a_delay_a_server_says_at_once_that_it_is_not_ready_and_stays_at_work() -> None:
+    with running_server("--shutdown-delay-seconds=600") as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Not ready any more" in _messages(server), "the signal is at work")
+        for port in (server.public_port, server.internal_port):
+            with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as newcomer:
+                assert _answer(newcomer, "GET", "/healthz/ready") == (503, {"status": "draining"})
+                assert _answer(newcomer, "GET", "/healthz/live") == (200, {"status": "ok"})
+        with StreamSocket(server.public_port, "user_id=7&strategy_id=3") as stream:
+            stream.read_until(lambda stream: len(stream.events) == 1)
+            server.emit(7, 3, CREATED)
+            stream.read_until(lambda stream: len(stream.events) == 2)
+            assert [event.event for event in stream.events] == ["stream_open", "order_batch_update"]
+        assert "Stopping" not in _messages(server)
+        assert server.stop(timeout=LEAVING_SECONDS) == 1, "a second signal ends at once"
+        _check_log(server)
+
+
+def test_after_the_delay_a_server_leaves_as_without_one() -> None:
+    with (
+        running_server("--shutdown-delay-seconds=1") as server,
+        StreamSocket(server.public_port, "user_id=7&strategy_id=3") as stream,
+    ):
+        stream.read_until(lambda stream: len(stream.events) == 1)
+        assert server.stop(timeout=LEAVING_SECONDS) == 0
+        stream.read_to_the_end()
+        assert json.loads(stream.events[-1].data)["data"] == {"reason": "draining", "reconnect": True}
+        said = [line for line in _messages(server) if line in ("Not ready any more", "Stopping", "Stopped")]
+        assert said == ["Not ready any more", "Stopping", "Stopped"]
+        _check_log(server)
+
+
 # ---- refusals to start
 
 
@@ -186,7 +218,7 @@ def test_listening_off_loopback_without_saying_so_is_refused_with_a_fix(listener
         (["--auth=jwt", "--jwt-keys=HS256=/etc/hostname"], ["/etc/hostname", "at least 32 bytes"]),
         (["--auth=jwt", "--jwt-jwks-url=http://login.example.com/keys"], ["login.example.com", "Use https"]),
         (["--auth=proxy"], ["auth is proxy", "--proxy-addresses"]),
-        (["--auth=proxy", "--proxy-addresses=10.0.0.1/8"], ["10.0.0.1/8", "host bits"]),
+        (["--auth=proxy", "--proxy-addresses=10.0.0.1/8"], ["10.0.0.1/8", "no block of addresses"]),
         (["--cors-origins=*"], ["'*'", "https://app.example.com"]),
         (["--cors-origins=https://a.example/"], ["'https://a.example/'", "without a path"]),
     ],

@@ -132,6 +132,11 @@ _INTERNAL: list[tuple[str, bytes, str]] = [
     ("emit in capital Chunked", _coded(b"CHUNKED") + _LIVE, "200 200 waiting"),
     ("emit in HTTP/1.0", emit_request(version="1.0"), "200 closed"),
     ("emit in HTTP/1.0 that keeps", emit_request("Connection: keep-alive", version="1.0") * 2, "200 200 waiting"),
+    (
+        "emit in HTTP/1.0 that keeps and closes",
+        emit_request("Connection: close", "Connection: keep-alive", version="1.0") * 2,
+        "200 closed",
+    ),
     ("emit without a type", request("/internal/emit", method="POST", body=BATCH) + _LIVE, "415 200 waiting"),
     ("emit without a body", request("/internal/emit", JSON, method="POST") + _LIVE, "400 200 waiting"),
     ("emit of length 0", _sized(b"0", b"") + _LIVE, "400 200 waiting"),

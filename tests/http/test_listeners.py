@@ -1,11 +1,13 @@
-"""Which sockets the listeners bind."""
+"""Which sockets the listeners bind, and how long they stay open."""
 
+import asyncio
 import resource
 import socket
 
 import pytest
 
 import server
+from core.hub import Hub
 from tests.http.conftest import with_settings
 
 
@@ -38,3 +40,16 @@ def test_streams_leave_descriptors_to_everything_else(monkeypatch: pytest.Monkey
 
     assert server.available_connections() == 5000 - server.RESERVED_DESCRIPTORS
     assert raised == [(5000, 5000)]
+
+
+@pytest.mark.gen_test
+async def test_balancers_are_waited_for_but_not_with_a_journal_that_fails(hub: Hub) -> None:
+    settings, has_failed = with_settings(shutdown_delay_seconds=600), asyncio.Event()
+    waiting = asyncio.create_task(server._let_balancers_notice(settings, hub, has_failed))
+    await asyncio.sleep(0)
+    assert hub.is_leaving
+    assert not waiting.done()
+
+    has_failed.set()
+
+    await waiting

@@ -194,3 +194,31 @@ def test_make_torture_runs_what_the_guarantees_say() -> None:
     assert "`make torture`" in GUARANTEES
     for wanted in ("--kills 200", "--durability process", "TALLYWIRE_POWER_CUTS=30", "seq -s, 1 30"):
         assert wanted in makefile
+
+
+# ---- docs/operations.md
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_whatever_the_operations_name_as_shown_by_is_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", OPERATIONS))
+
+    assert len(named) >= 5
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_setting_that_the_operations_name_is_one() -> None:
+    known = {field.name for field in settings.fields()}
+    limits = {name for name in known if name.startswith(("max_", "keep_"))}
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", OPERATIONS))
+
+    assert limits <= named
+    assert {name for name in named if name.endswith(("_seconds", "_per_second", "_listen"))} <= known
+
+
+def test_every_field_of_the_report_of_connections_is_in_the_reference() -> None:
+    structs = (models.ConnectionsReport, models.ConnectionFacts, models.LoopFacts, models.LogFacts)
+    names = [name for struct in structs for name in struct.__struct_fields__]
+
+    assert [name for name in names if not re.search(rf'[`"]{name}[`"]', REFERENCE)] == []

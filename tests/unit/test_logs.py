@@ -261,6 +261,24 @@ def test_a_reader_that_stands_still_holds_neither_the_caller_nor_the_end(monkeyp
         handler._stream.close()
 
 
+def test_a_pipe_that_somebody_has_made_non_blocking_loses_nothing() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    lines = 2_000
+    with os.fdopen(writing, "w") as stream:
+        handler = BackgroundHandler(stream, PlainFormatter())
+        for _ in range(lines):
+            handler.handle(record("x" * 99))
+        received = b""
+        while len(received) < lines * 100:
+            received += os.read(reading, 65536)
+        handler.close()
+    os.close(reading)
+
+    assert received == (b"x" * 99 + b"\n") * lines
+    assert handler.dropped == 0
+
+
 def test_a_reader_that_has_gone_fails_nobody() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -37,13 +37,18 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "stall_seconds": (7, "7"),
     "send_buffer_bytes": (4096, "4096"),
     "max_connections": (11, "11"),
+    "max_streams_per_user": (16, "16"),
+    "max_streams_per_address": (17, "17"),
+    "max_accepts_per_second": (18, "18"),
     "keep_rows": (12, "12"),
     "keep_hours": (13, "13"),
     "keep_bytes": (2**21, "2097152"),
     "idempotency_hours": (14, "14"),
     "http": ("tornado", "tornado"),
     "loop": ("uvloop", "uvloop"),
+    "shutdown_delay_seconds": (19, "19"),
     "drain_seconds": (15, "15"),
+    "reconnects_per_second": (21, "21"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }
@@ -133,6 +138,11 @@ UNUSABLE: dict[str, tuple[object, str]] = {
     "stall_seconds": (0, "0"),
     "send_buffer_bytes": (4095, "4095"),
     "max_connections": (0, "0"),
+    "max_streams_per_user": (-1, "-1"),
+    "max_streams_per_address": (-1, "-1"),
+    "max_accepts_per_second": (-1, "-1"),
+    "shutdown_delay_seconds": (-1, "-1"),
+    "reconnects_per_second": (0, "0"),
     "keep_rows": (0, "0"),
     "keep_hours": (2.5, "2.5"),
     "keep_bytes": (1000, "4GiB"),
@@ -176,6 +186,14 @@ def test_a_value_on_the_command_line_that_cannot_be_used_is_refused_by_name(name
 def test_a_number_that_no_clock_and_no_memory_could_bear_is_refused(name: str, absurd: float) -> None:
     with pytest.raises(SettingsError, match=f"^{name} in the settings file is "):
         load({name: absurd}, {}, {})
+
+
+@pytest.mark.parametrize("text", ["localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.1:80", "*"])
+def test_a_proxy_that_is_no_address_and_no_block_is_refused_by_name(text: str) -> None:
+    expected = rf"^TALLYWIRE_PROXY_ADDRESSES in the environment: '{re.escape(text)}' is no address"
+
+    with pytest.raises(SettingsError, match=expected):
+        load({}, {"TALLYWIRE_PROXY_ADDRESSES": f"10.0.0.1,{text}"}, {})
 
 
 def test_a_value_is_refused_even_where_a_later_source_would_win() -> None:
