@@ -30,10 +30,13 @@ bench-peers: $(VENV)/.run-installed
 bench-quick: $(VENV)/.run-installed
 	$(BIN)/python -m bench.quick $(ARGS)
 
-# Twelve to twenty minutes, on Linux and as root: kills, power cuts, and every Nth sync and write made to fail.
+# Twenty to thirty minutes, on Linux and as root: kills, power cuts, every Nth sync and write made to fail, five minutes
+# of churn, a restart with 10,000 streams.
 torture: $(VENV)/.test-installed
 	$(BIN)/python -m tests.torture --kills 200 $(ARGS)
 	$(BIN)/python -m tests.torture --kills 60 --durability process $(ARGS)
+	$(BIN)/python -m tests.torture.churn
+	$(BIN)/python -m tests.torture.restart
 	TALLYWIRE_POWER_CUTS=30 TALLYWIRE_FAILING_CALLS=$(shell seq -s, 1 30) \
 		$(BIN)/pytest --durations=0 tests/e2e/test_power_cut.py tests/e2e/test_failing_disk.py
 
