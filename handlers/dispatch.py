@@ -16,7 +16,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from core.errors import InternalError, TallywireError, Unauthorized, Unavailable
 from core.hub import Hub
-from core.subscriber import StreamOptions
+from core.subscriber import StreamOptions, stream_options
 from handlers.application import ApplicationCall
 from handlers.base import (
     DEFAULT_HEADERS,
@@ -263,7 +263,7 @@ class StreamExchange:
         except TallywireError as refusal:
             if may_look and isinstance(refusal, Unauthorized) and not refusal.knows_key:
                 return refusal
-            exchange.refuse(refusal, self._cors_headers)
+            self._refuse(stream_options(services.settings.shape, chunked=exchange.request.version == "1.1"), refusal)
         except Exception:
             exchange.fail(self._cors_headers)
         return None

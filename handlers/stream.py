@@ -200,13 +200,18 @@ class StreamHandler(BaseHandler):
         return self.optional_argument("ticket") or ""
 
     async def get(self) -> None:
-        principal = await self.reader()
+        chunked = self.request.version == "HTTP/1.1"
+        try:
+            principal = await self.reader()
+        except Unavailable as refusal:
+            self._refuse_for_load(stream_options(self.services.settings.shape, chunked=chunked), refusal)
+            return
         request = read_stream_request(
             parameters(self.request.query),
             self.request.headers.get("Last-Event-ID"),
             self.services.settings.shape,
             principal,
-            chunked=self.request.version == "HTTP/1.1",
+            chunked=chunked,
             address=address_of(self.services, self.credentials()),
         )
         head = stream_head(request.options, self.request_id, self.cors_headers())

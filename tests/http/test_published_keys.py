@@ -112,8 +112,10 @@ async def test_until_keys_have_been_fetched_streams_are_told_to_come_back(
     stream: Opener, hub: Hub, publisher: Publisher, published: PublishedKeys
 ) -> None:
     publisher.status = 500
-    async with stream("strategy_id=3", bearer(hub, "a")) as early:
+    async with stream("strategy_id=3", bearer(hub, "a"), "Accept: application/json") as early:
         assert early.status == 503
+    async with stream("strategy_id=3", bearer(hub, "a")) as early:
+        assert (early.status, (await early.data())["data"]) == (200, {"reason": "busy", "reconnect": True})
     publisher.status, publisher.names = 200, ["a"]
     publisher.now += RETRY_SECONDS
     await published.look()

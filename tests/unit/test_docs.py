@@ -25,6 +25,7 @@ from tests.process import ROOT
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 CONTROLS = {control.event: control for control in get_args(models.ControlEvent)}
@@ -93,6 +94,14 @@ def test_a_file_of_keys_as_it_is_shown_can_be_used() -> None:
         ("orders", {"emit"}),
         ("operator", {"read", "admin"}),
     ]
+
+
+def test_every_public_route_is_in_the_deployment_guide() -> None:
+    services = Services(None, settings.Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
+    rules = routes.public(services).wildcard_router.rules
+    patterns = [rule.matcher.regex.pattern.removesuffix("$") for rule in rules if isinstance(rule.matcher, PathMatches)]
+
+    assert [pattern for pattern in patterns if f"`{pattern}`" not in DEPLOYMENT] == []
 
 
 def test_the_readmes_first_two_commands_are_targets_of_the_makefile() -> None:
