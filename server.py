@@ -39,13 +39,12 @@ from core.settings import Settings, SettingsError
 from core.statistics import HourlyNotices
 from core.systemd import NOTHING_INHERITED, Inherited, Supervisor, inherited_sockets
 from handlers import dispatch, routes
-from handlers.authorities import authority_of, published_keys
+from handlers.authorities import authority_of
 from handlers.base import Services
-from handlers.credentials import Anybody
+from handlers.credentials import Anybody, Authority
 from handlers.dispatch import HotRoutes
 from handlers.front import Front, FrontLimits
 from handlers.guard import Guard, internal_guard
-from handlers.jwks import PublishedKeys
 from handlers.local_socket import PREFIX, bind_local_socket, local_path, remove_local_socket
 from handlers.readiness import readiness
 
@@ -160,12 +159,10 @@ async def _serve_on(
         has_failed.set()
         stop.set()
 
-    published = published_keys(settings, hub.clock)
-    servers = start_servers(settings, hub, listeners, published=published, guard=guard)
+    authority = authority_of(settings, hub.clock)
+    servers = start_servers(settings, hub, listeners, authority=authority, guard=guard)
     hub.start(end)
-    background = [asyncio.create_task(HourlyNotices(hub).run())]
-    if published is not None:
-        background.append(asyncio.create_task(published.run()))
+    background = [asyncio.create_task(work) for work in (HourlyNotices(hub).run(), authority.run())]
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -270,14 +267,15 @@ def start_servers(
     hub: Hub,
     listeners: Listeners,
     *,
-    published: PublishedKeys | None = None,
+    authority: Authority | None = None,
     guard: Guard | None = None,
 ) -> list[HTTPServer | Front]:
-    """Accept on both listeners. `guard`: of the internal one; None: a new one by the settings.
+    """Accept on both listeners. `authority`: of the public one, `guard`: of the internal one; None: a new one by the
+    settings.
 
     Raises SettingsError when nobody could say who reads, or who calls.
     """
-    authority = authority_of(settings, published)
+    authority = authority or authority_of(settings, hub.clock)
     guard = guard or internal_guard(settings)
     is_local = settings.auth == "none" and all(is_on_loopback(sock) for sock in listeners.public)
     loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind

@@ -4,10 +4,9 @@ A key says which algorithm it is for; what a token says about that only has to a
 but its `kid`, and nothing in it is believed before its signature has been checked.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
 import jwt
@@ -17,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import get_default_algorithms
 from msgspec import UNSET, Struct, UnsetType
 
-from core.errors import Forbidden, Unauthorized
+from core.errors import Unauthorized
 from core.models import MAX_ID
+from core.principal import Principal
 
 Algorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
 ALGORITHMS = get_args(Algorithm)
@@ -46,24 +46,6 @@ _signatures = {name: get_default_algorithms()[name] for name in ALGORITHMS}
 
 class KeyProblem(Exception):
     """A key cannot be used; the message says why and never what is in it."""
-
-
-class Principal(Struct, frozen=True):
-    """Who reads. `strategies` None: every one. `issued_at` and `expires_at` in Unix seconds, None: nobody says."""
-
-    user_id: int
-    strategies: frozenset[int] | None
-    issued_at: float | None = None
-    expires_at: float | None = None
-
-    def readable(self, asked: Collection[int] | None) -> Collection[int] | None:
-        """What of the strategies that are asked for (None: of every one) it may read. Raises Forbidden."""
-        if asked is None or self.strategies is None:
-            return self.strategies if asked is None else asked
-        foreign = sorted(set(asked) - self.strategies)
-        if foreign:
-            raise Forbidden(f"Strategy {foreign[0]} is not one of those that you may read.")
-        return asked
 
 
 class TokenRules(Struct, frozen=True):
@@ -277,8 +259,3 @@ def _public(algorithm: str, key: object, kid: str | None) -> VerificationKey:
         case _:
             raise KeyProblem(f"it is not a public key for {algorithm}")
     return VerificationKey(algorithm, kid, key)
-
-
-def digest(secret: str) -> bytes:
-    """What is kept of a secret that is only compared: its SHA-256."""
-    return hashlib.sha256(secret.encode("latin-1", "replace")).digest()

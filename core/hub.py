@@ -13,7 +13,6 @@ from typing import Literal
 from msgspec import UNSET, Struct
 
 from core.aggregation import Aggregation
-from core.auth import Principal
 from core.errors import (
     Busy,
     Draining,
@@ -63,6 +62,7 @@ from core.models import (
     iso_timestamp,
 )
 from core.pace import Pace
+from core.principal import Principal
 from core.publisher import Publisher, Slices
 from core.registry import Registry, User
 from core.revocations import Revocations

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from core.auth import Principal
 from core.journal.base import RevocationRecord
+from core.principal import Principal
 
 _ALL = 0
 

@@ -19,7 +19,6 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from core.access import LOCAL, Role
 from core.addresses import Networks
-from core.auth import Principal
 from core.errors import (
     BodyTooLarge,
     InternalError,
@@ -32,6 +31,7 @@ from core.errors import (
 )
 from core.hub import Hub
 from core.models import MAX_ID, problem_of
+from core.principal import Principal
 from core.settings import Settings
 from handlers.credentials import Authority, Credentials
 from handlers.guard import Guard, Verdict

@@ -1,4 +1,4 @@
-"""Who reads: finds what a request for streams has to show for itself, and asks `core.auth`.
+"""Who reads: what a request for streams has to show for itself, and who makes a principal of it.
 
 Whichever HTTP front a request came through, it becomes a `Credentials`; an `Authority`, one for each way of
 authentication, makes a principal of it.
@@ -7,16 +7,16 @@ authentication, makes a principal of it.
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from hashlib import sha256
 from typing import Protocol
 
 from msgspec import Struct
 
 from core.addresses import Networks, is_address_within
-from core.auth import Principal, TokenRules, VerificationKey, digest, verify
 from core.errors import Busy, Forbidden, Unauthorized
 from core.models import MAX_ID
-from handlers.jwks import PublishedKeys
+from core.principal import Principal
 
 COOKIE = "__Host-tallywire"
 """The prefix lets no other host, and nobody without TLS, set it: RFC 6265bis, section 4.1.3.2."""
@@ -28,8 +28,6 @@ MOST_TICKETS = 100_000
 MOST_TICKETS_EACH = 32
 """Of one user: as many as it may have streams."""
 
-_BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]+)")
-_COOKIE = re.compile(rf"(?:^|[;,] ?){COOKIE}=([A-Za-z0-9._-]+)(?=[;,]|$)")
 _USER = re.compile(r"[1-9][0-9]{0,15}")
 
 
@@ -55,13 +53,13 @@ class Tickets:
         if self._of_user[principal.user_id] >= MOST_TICKETS_EACH or len(self._waiting) >= MOST_TICKETS:
             raise Busy(f"Too many tickets wait to be used; each can be used for {TICKET_SECONDS} seconds.")
         ticket = secrets.token_urlsafe(24)
-        self._waiting[digest(ticket)] = principal, now + TICKET_SECONDS
+        self._waiting[_digest(ticket)] = principal, now + TICKET_SECONDS
         self._of_user[principal.user_id] += 1
         return ticket
 
     def redeem(self, ticket: str, now: float) -> Principal:
         """Whose it is; it cannot be used again. Raises Unauthorized."""
-        key = digest(ticket)
+        key = _digest(ticket)
         principal, until = self._waiting.get(key, (None, 0.0))
         if principal is not None:
             self._drop(key)
@@ -86,6 +84,10 @@ class Tickets:
             del self._of_user[principal.user_id]
 
 
+def _digest(ticket: str) -> bytes:
+    return sha256(ticket.encode("latin-1", "replace")).digest()
+
+
 class Authority(Protocol):
     """Says who reads. `now` is Unix seconds."""
 
@@ -97,6 +99,9 @@ class Authority(Protocol):
 
     def token_of(self, credentials: Credentials, now: float) -> tuple[str, Principal]:
         """The Bearer token itself, to be kept as a cookie. Raises as `principal_of`."""
+
+    async def run(self) -> None:
+        """Look after the keys, if any, for ever; to be cancelled."""
 
     async def look_again(self) -> bool:
         """After a token with an unknown key: look where keys come from; False when that could not change anything."""
@@ -115,51 +120,12 @@ class Anybody:
         """See `Authority`."""
         raise Forbidden("There are no sessions here: the server does not ask who reads (auth is none).")
 
+    async def run(self) -> None:
+        """See `Authority`."""
+
     async def look_again(self) -> bool:
         """See `Authority`."""
         return False
-
-
-class TokenAuthority:
-    """`--auth jwt`: a Bearer token, else the cookie of a session, else a ticket."""
-
-    def __init__(self, keys: Sequence[VerificationKey], published: PublishedKeys | None, rules: TokenRules) -> None:
-        self.tickets: Tickets | None = Tickets()
-        self._keys = keys
-        self._published = published
-        self._rules = rules
-
-    def principal_of(self, credentials: Credentials, now: float) -> Principal | None:
-        """See `Authority`."""
-        token = _bearer(credentials) or _cookie(credentials)
-        if token is not None:
-            return self._verified(token, now)
-        if credentials.ticket and self.tickets is not None:
-            return self.tickets.redeem(credentials.ticket, now)
-        raise Unauthorized("There is no token: send it as Authorization: Bearer, or start a session with it.")
-
-    def token_of(self, credentials: Credentials, now: float) -> tuple[str, Principal]:
-        """See `Authority`."""
-        token = _bearer(credentials)
-        if token is None:
-            raise Unauthorized("A session starts with a token: send it as Authorization: Bearer.")
-        return token, self._verified(token, now)
-
-    async def look_again(self) -> bool:
-        """See `Authority`."""
-        if self._published is None or not self._published.may_look():
-            return False
-        await self._published.look()
-        return True
-
-    def _verified(self, token: str, now: float) -> Principal:
-        published = () if self._published is None else self._published.keys
-        try:
-            return verify(token, (*self._keys, *published), self._rules, now)
-        except Unauthorized as refusal:
-            if not refusal.knows_key and self._published is not None and not self._published.is_known:
-                raise Busy("The keys that tokens are signed with have not been fetched yet.") from refusal
-            raise
 
 
 class ProxyAuthority:
@@ -185,6 +151,9 @@ class ProxyAuthority:
         """See `Authority`."""
         raise Forbidden("There are no sessions here: a proxy says who reads (auth is proxy).")
 
+    async def run(self) -> None:
+        """See `Authority`."""
+
     async def look_again(self) -> bool:
         """See `Authority`."""
         return False
@@ -198,19 +167,3 @@ def _listed(value: str, name: str) -> frozenset[int] | None:
     if not all(_USER.fullmatch(item) and int(item) <= MAX_ID for item in ids):
         raise Unauthorized(f"The proxy did not say what may be read: {name} must be * or ids with commas between them.")
     return frozenset(map(int, ids))
-
-
-def _bearer(credentials: Credentials) -> str | None:
-    """The Bearer token. Raises Unauthorized when there is something else."""
-    value = credentials.header("authorization")
-    if value is None:
-        return None
-    found = _BEARER.fullmatch(value.strip())
-    if found is None:
-        raise Unauthorized("Authorization must be Bearer and a token.")
-    return found[1]
-
-
-def _cookie(credentials: Credentials) -> str | None:
-    found = _COOKIE.search(credentials.header("cookie") or "")
-    return found[1] if found else None

@@ -1,10 +1,10 @@
 """What a reader asks beside its stream: a session, a ticket, its totals, its hours."""
 
 from core import statistics
-from core.auth import Principal
 from core.errors import Forbidden
 from core.hub import Wanted
 from core.models import Session, Ticket, iso_timestamp
+from core.principal import Principal
 from handlers.base import BaseHandler
 from handlers.credentials import COOKIE, TICKET_SECONDS
 from handlers.stream import parameters, readable

@@ -15,10 +15,10 @@ from msgspec import Struct
 from tornado.web import RequestHandler
 
 from core.addresses import client_address
-from core.auth import Principal
 from core.errors import Forbidden, InvalidQuery, TallywireError, Unavailable
 from core.hub import Wanted
 from core.models import Shape
+from core.principal import Principal
 from core.subscriber import StreamOptions, stream_options
 from handlers.base import SERVER_HEADER, BaseHandler, Headers, Services, http_date, identifier
 from handlers.connection import Connection, take_socket

@@ -16,8 +16,8 @@ from tornado.web import Application, RequestHandler
 import server
 from core.hub import Hub
 from core.settings import Settings
-from handlers.authorities import published_keys
 from handlers.jwks import RETRY_SECONDS, PublishedKeys
+from handlers.tokens import TokenAuthority, token_authority
 from tests.http.conftest import DEADLINE_SECONDS, Opener, with_settings
 from tests.tokens import PrivateKey, claims, private_key
 
@@ -82,18 +82,22 @@ def settings(url: str) -> Settings:
 
 
 @pytest.fixture
-def published(settings: Settings, publisher: Publisher) -> PublishedKeys:
-    found = published_keys(settings, lambda: publisher.now)
-    assert found is not None
-    return found
+def authority(settings: Settings, publisher: Publisher) -> TokenAuthority:
+    return token_authority(settings, lambda: publisher.now)
+
+
+@pytest.fixture
+def published(authority: TokenAuthority) -> PublishedKeys:
+    assert authority._published is not None
+    return authority._published
 
 
 @pytest.fixture
 def servers(
-    io_loop: IOLoop, hub: Hub, settings: Settings, http: str, published: PublishedKeys
+    io_loop: IOLoop, hub: Hub, settings: Settings, http: str, authority: TokenAuthority
 ) -> Iterator[server.Listeners]:
     listeners = server.bind(settings)
-    http_servers = server.start_servers(replace(settings, http=http), hub, listeners, published=published)
+    http_servers = server.start_servers(replace(settings, http=http), hub, listeners, authority=authority)
     yield listeners
     for http_server in http_servers:
         http_server.stop()

@@ -16,7 +16,6 @@ from core.auth import (
     MAX_STRATEGIES,
     MAX_TOKEN_BYTES,
     KeyProblem,
-    Principal,
     TokenRules,
     VerificationKey,
     keys_of_file,
@@ -25,6 +24,7 @@ from core.auth import (
 )
 from core.errors import Forbidden, Unauthorized
 from core.models import MAX_ID
+from core.principal import Principal
 from tests.tokens import OTHER_SECRET, SECRET, claims, encoded, forged, private_key, private_pem, public_pem, token
 
 NOW = 1_800_000_000.0

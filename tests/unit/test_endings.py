@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from core.auth import Principal
 from core.errors import TallywireError, Unauthorized
 from core.expiry import LOOK_SECONDS, Expiries
 from core.journal.base import RevocationRecord
 from core.models import Revocation
+from core.principal import Principal
 from core.revocations import Revocations
 from core.sse import EventParser, ServerSentEvent
 from core.subscriber import stream_options

@@ -10,12 +10,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from core.auth import Principal
 from core.errors import OutcomeUnknown, TallywireError
 from core.hub import Answer, EmitCall, Hub, HubLimits, Wanted
 from core.journal.base import Deletion, Deliver, Entry, JournalFailed, JournalLimits, Recorded, Work
 from core.journal.memory import CommitFailed, MemoryJournal
 from core.models import BatchResult, Summary
+from core.principal import Principal
 from core.sse import EventParser, ServerSentEvent
 from core.subscriber import ConnectionLost, State, StreamOptions, Subscriber
 from core.totals import Position, Row
