@@ -4,7 +4,7 @@ import pytest
 
 import server
 from core.settings import Settings
-from tests.fronts import ORACLE, OTHERS
+from tests.fronts import FRONTS, ORACLE, OTHERS
 from tests.http import corpus
 from tests.http.conftest import port_of, with_settings
 from tests.http.corpus import Case, cases
@@ -49,6 +49,19 @@ async def test_a_front_answers_like_the_oracle_or_more_strictly(
     assert is_steady(case.sent, whole, split), f"{split} when split, {whole} otherwise"
     told = sum(b'"status":"accepted"' in answer.body for answer in whole.answers)
     assert behind - before == told, "it counts what it does not tell"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("front", FRONTS)
+async def test_the_other_listener_bears_it_as_well(fronts: dict[str, server.Listeners], front: str, case: Case) -> None:
+    listeners = fronts[front]
+    outcome = await outcome_of(
+        port_of(listeners.public if case.listener == "internal" else listeners.internal), [case.sent]
+    )
+
+    assert not outcome.is_hanging
+    assert [status for status in outcome.statuses if status >= 500] == []
 
 
 def _port(listeners: server.Listeners, case: Case) -> int:
