@@ -213,7 +213,8 @@ def test_a_failed_sync_is_told_to_fifty_streams_and_the_next_server_recovers(tmp
 
 @contextmanager
 def _running(journal: Path, *arguments: str) -> Iterator[ServerProcess]:
-    with running_server(f"--journal={journal}", "--heartbeat-seconds=0.5", *arguments) as server:
+    settings = ("--heartbeat-seconds=0.5", f"--max-streams-per-user={STREAMS}")
+    with running_server(f"--journal={journal}", *settings, *arguments) as server:
         yield server
         assert "Traceback" not in server.log.read_text()
 
