@@ -42,8 +42,14 @@ SWEEP_SECONDS = 0.5
 ENDED_AT_ONCE = 100
 """Connections whose time is over, ended in one turn of the loop: a millisecond."""
 
-ADVANCE_SECONDS = 0.002
-"""How long one client's pipelined requests may hold the loop."""
+PARSED_AT_ONCE = 4096
+"""Bytes of a read that become requests before these are answered: 200 of the shortest. The rest waits as it is."""
+
+ADVANCE_SECONDS = 0.0005
+"""How long the pipelined requests of one client may hold the loop before others get their turn."""
+
+GO_ON_SECONDS = 0.002
+"""How long those of all clients together may, in one turn."""
 
 WRITE_SECONDS = 30
 """For a client to read some of its answer."""
@@ -148,6 +154,9 @@ class Front:
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
         self._newcomers: deque[socket.socket] = deque()
+        self._waiting: dict[FrontConnection, None] = {}
+        """Who has pipelined more than one turn may answer."""
+        self._is_going_on = False
         self._is_welcoming = False
         self._sweep = self.loop.call_later(SWEEP_SECONDS, self._look_at_deadlines)
 
@@ -168,6 +177,7 @@ class Front:
     async def close_all_connections(self) -> None:
         """End every connection that is still the front's."""
         self._sweep.cancel()
+        self._waiting.clear()
         while self._newcomers:
             self._newcomers.popleft().close()
         for connection in list(self.connections):
@@ -211,6 +221,25 @@ class Front:
             self._is_welcoming = bool(self._newcomers)
             if self._is_welcoming:
                 self.loop.call_soon(self._welcome)
+
+    def go_on_later(self, connection: "FrontConnection") -> None:
+        """Let a connection advance when it is its turn."""
+        self._waiting[connection] = None
+        if not self._is_going_on:
+            self._is_going_on = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        until = self.loop.time() + GO_ON_SECONDS
+        # Whoever comes back into the queue meanwhile waits for the next turn.
+        for connection in list(self._waiting):
+            del self._waiting[connection]
+            connection.advance()
+            if self.loop.time() > until:
+                break
+        self._is_going_on = bool(self._waiting)
+        if self._is_going_on:
+            self.loop.call_soon(self._go_on)
 
     def _pause_accepting(self, listener: socket.socket, seconds: float) -> None:
         self.loop.remove_reader(listener)
@@ -287,6 +316,7 @@ class FrontConnection:
         "_queue",
         "_responder",
         "_socket",
+        "_unparsed",
         "_unsent",
         "deadline",
     )
@@ -298,6 +328,8 @@ class FrontConnection:
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
         self._parsed: Request | None = None
         """The request whose head is arriving."""
+        self._unparsed = b""
+        """The rest of a read, until what came before it has been answered."""
         self._head_bytes = 0
         """Of that head, those of the read that it began in aside."""
         self._idle_bytes = 0
@@ -325,7 +357,7 @@ class FrontConnection:
     def begin(self) -> None:
         """Look at once: in a storm of reconnects the request is there already, and a stream is registered but once."""
         self._read()
-        if not (self._unsent or (self._queue and self._is_pipelining())):
+        if not (self._unsent or self._is_pipelining()):
             self._resume_reading()
 
     # What llhttp calls.
@@ -402,10 +434,22 @@ class FrontConnection:
         if self._ends:
             self._throw_away(data)
         elif data:
-            self._parse(data)
-            self._advance()
+            self._unparsed = data
+            self._parse_some()
+            self.advance()
         else:
             self._on_end_of_input()
+
+    def _parse_some(self) -> None:
+        """A piece of what has been read becomes requests."""
+        data = self._unparsed
+        if len(data) <= PARSED_AT_ONCE:
+            self._unparsed = b""
+        else:
+            data, self._unparsed = data[:PARSED_AT_ONCE], data[PARSED_AT_ONCE:]
+        self._parse(data)
+        if self._malformed is not None:
+            self._unparsed = b""
 
     def _parse(self, data: bytes) -> None:
         head_before, self._idle_bytes = self._parsed, self._idle_bytes + len(data)
@@ -478,20 +522,20 @@ class FrontConnection:
 
     # Answering.
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Answer what can be answered now; who pipelines hundreds waits for others in between."""
         if self._is_advancing or self._socket is None:
             return
         self._is_advancing = True
-        until = self._front.loop.time() + ADVANCE_SECONDS if len(self._queue) > 1 else math.inf
+        is_one = len(self._queue) <= 1 and not self._unparsed
+        until = math.inf if is_one else self._front.loop.time() + ADVANCE_SECONDS
         try:
-            while self._queue and not self._unsent and not self._ends:
-                request = self._queue[0]
-                if (self._responder is not None or self._begin(request)) and not self._pass_on(request):
+            while (self._queue or self._unparsed) and not self._unsent and not self._ends:
+                if not self._answer_next():
                     break
                 if self._front.loop.time() > until:
                     self._pause_reading()
-                    self._front.loop.call_soon(self._advance)
+                    self._front.go_on_later(self)
                     return
         except Exception:
             # Nobody knows what has been answered: an end is something that the client can see.
@@ -500,6 +544,19 @@ class FrontConnection:
         finally:
             self._is_advancing = False
         self._await_next_move()
+
+    def _answer_next(self) -> bool:
+        """The first request, or what has been read behind it where it is not complete; False: that is not to be had."""
+        if self._queue:
+            request = self._queue[0]
+            if (self._responder is None and not self._begin(request)) or self._pass_on(request):
+                return True
+            if request.is_complete:
+                return False
+        if not self._unparsed:
+            return False
+        self._parse_some()
+        return True
 
     def _begin(self, request: Request) -> bool:
         """Find who answers a request; False when it is refused."""
@@ -533,7 +590,7 @@ class FrontConnection:
         """Nothing can be done now. Who pipelines is not read further until there is room."""
         if self._socket is None or (self._ends and not self._unsent):
             return
-        if self._unsent or (self._queue and self._is_pipelining()):
+        if self._unsent or self._is_pipelining():
             self._pause_reading()
         elif self._malformed is not None and not self._ends and not (self._queue and self._queue[0].is_complete):
             self.refuse(self._malformed)
@@ -542,7 +599,9 @@ class FrontConnection:
 
     def _is_pipelining(self) -> bool:
         """The client has sent something behind a request that has not been answered."""
-        return len(self._queue) > 1 or (self._queue[0].is_complete and self._parsed is not None)
+        if len(self._queue) > 1 or self._unparsed:
+            return True
+        return bool(self._queue) and self._queue[0].is_complete and self._parsed is not None
 
     def write(self, data: bytes) -> None:
         """Some of the answer to the first request."""
@@ -616,7 +675,7 @@ class FrontConnection:
             return
         self._watch(self._socket)
         self._on_all_sent()
-        self._advance()
+        self.advance()
 
     def _on_all_sent(self) -> None:
         if self._on_sent:
@@ -629,7 +688,7 @@ class FrontConnection:
             self.deadline = math.inf if self._queue[0].is_complete else now + limits.body_seconds
         else:
             self.deadline = now + (limits.idle_seconds if self._parsed is None else limits.header_seconds)
-        self._advance()
+        self.advance()
 
     # The end.
 
@@ -685,6 +744,7 @@ class FrontConnection:
         self._socket = None
         self._parser = None
         self._unsent.clear()
+        self._unparsed = b""
         self._queue.clear()
         responder, self._responder = self._responder, None
         if responder is not None:

@@ -7,14 +7,17 @@ read, 10 of a connect and 0.5 KiB of a connection. What it gives up: callbacks h
 import asyncio
 import logging
 import select
+import time
 from typing import Protocol
 
 READ, WRITE = 1, 4
 """As epoll numbers them."""
 
 EVENTS_AT_ONCE = 64
-"""Sockets served in one turn of the loop: two milliseconds when each brings an emit. Those left out are first in the
-next turn."""
+"""Sockets that are asked for in one turn of the loop: two milliseconds when each brings an emit."""
+
+SERVE_SECONDS = 0.002
+"""How long they may hold the loop: the set is level-triggered, so who was not served is told again in the next turn."""
 
 _log = logging.getLogger("tallywire.http")
 
@@ -75,6 +78,7 @@ class EpollReadiness:
 
     def _call(self) -> None:
         owners = self._owners
+        until = time.monotonic() + SERVE_SECONDS
         for descriptor, events in self._epoll.poll(0, EVENTS_AT_ONCE):
             try:
                 # An end is an event of either kind: whoever waits finds it by reading, or by writing.
@@ -86,6 +90,8 @@ class EpollReadiness:
                     owner.on_writable()
             except Exception:
                 _log.exception("Uncaught exception")
+            if time.monotonic() > until:
+                break
 
 
 class LoopReadiness:
