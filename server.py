@@ -284,8 +284,19 @@ def start_servers(
     proxies = parse_networks(settings.proxy_addresses)
     public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local, proxies=proxies)
     internal = Services(hub, settings, ready, Anybody(), guard=guard)
+    descriptors = available_connections()
+    public_hot = dispatch.public_hot(public)
     servers = [
-        _server(public, routes.public(public), dispatch.public_hot(public), PUBLIC_IDLE_SECONDS, loop, hub.accepts),
+        _server(
+            public,
+            routes.public(public),
+            public_hot,
+            PUBLIC_IDLE_SECONDS,
+            loop,
+            hub.accepts,
+            # What is reserved stays for the others, whoever connects here and says nothing.
+            lambda: descriptors - len(hub.registry),
+        ),
         _server(internal, routes.internal(internal), dispatch.internal_hot(internal), INTERNAL_IDLE_SECONDS, loop),
     ]
     servers[0].add_sockets(listeners.public)
@@ -300,6 +311,7 @@ def _server(
     idle_seconds: float,
     loop: asyncio.AbstractEventLoop,
     accepts: Pace | None = None,
+    room: Callable[[], int] = lambda: sys.maxsize,
 ) -> HTTPServer | Front:
     """The HTTP front that the settings ask for; without sockets yet."""
     if services.settings.http == "tornado":
@@ -310,7 +322,7 @@ def _server(
             body_timeout=BODY_SECONDS,
         )
     limits = FrontLimits(MAX_HEADER_BYTES, HEADER_SECONDS, idle_seconds, BODY_SECONDS)
-    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness, accepts)
+    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness, accepts, room)
 
 
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer | Front]) -> None:

@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -136,7 +137,7 @@ class Responder(Protocol):
 
 class Front:
     """A server, used like Tornado's HTTPServer. `dispatch` says who answers a request whose head has arrived,
-    `accepts` how many connections may come."""
+    `accepts` how many connections may come, `room` how many there may be of those that are no stream."""
 
     def __init__(
         self,
@@ -145,12 +146,14 @@ class Front:
         loop: asyncio.AbstractEventLoop,
         readiness: Readiness,
         accepts: Pace | None = None,
+        room: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         self.dispatch = dispatch
         self.limits = limits
         self.loop = loop
         self.readiness = readiness
         self.accepts = accepts or Pace(0)
+        self.room = room
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
         self._newcomers: deque[socket.socket] = deque()
@@ -191,17 +194,19 @@ class Front:
             # Somebody is there, or we would not have been called: in the kernel's queue they cost nothing.
             self._pause_accepting(listener, self.accepts.delay_seconds())
             return
+        room = self.room() - len(self.connections) - len(self._newcomers)
+        if room <= 0:
+            self._warn_and_pause(listener, "descriptors are kept for the others")
+            return
         before = len(self._newcomers)
-        for _ in range(most):
+        for _ in range(min(most, room)):
             try:
                 accepted, _address = listener.accept()
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    facts = {"reason": str(error.strerror), "seconds": ACCEPT_PAUSE_SECONDS}
-                    _log.warning("Not accepting", extra=facts)
-                    self._pause_accepting(listener, ACCEPT_PAUSE_SECONDS)
+                    self._warn_and_pause(listener, str(error.strerror))
                     break
                 # The client has given up meanwhile.
                 continue
@@ -240,6 +245,10 @@ class Front:
         self._is_going_on = bool(self._waiting)
         if self._is_going_on:
             self.loop.call_soon(self._go_on)
+
+    def _warn_and_pause(self, listener: socket.socket, reason: str) -> None:
+        _log.warning("Not accepting", extra={"reason": reason, "seconds": ACCEPT_PAUSE_SECONDS})
+        self._pause_accepting(listener, ACCEPT_PAUSE_SECONDS)
 
     def _pause_accepting(self, listener: socket.socket, seconds: float) -> None:
         self.loop.remove_reader(listener)

@@ -2,15 +2,19 @@
 
 import socket
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import pytest
+from msgspec.structs import replace
+from tornado.ioloop import IOLoop
 
 import server
 from core.hub import Hub, Intake
-from handlers import front
+from core.settings import Settings
+from handlers import front, readiness
 from handlers.front import FrontConnection
 from tests.fronts import OTHERS
-from tests.http.conftest import Emitter
+from tests.http.conftest import Emitter, port_of
 from tests.http.probe import Turns, counted
 from tests.http.wire import BATCH, Wire, chunked, emit_request, read_answers, request
 
@@ -99,7 +103,63 @@ async def test_refused_requests_of_one_read_give_way_to_others(
     assert max(answered_in.values()) <= 2, "one, and another where a turn begins with it"
 
 
+@pytest.mark.gen_test(timeout=20)
+async def test_what_many_clients_pipeline_is_answered_a_little_of_it_in_a_turn(
+    internal_port: int, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, answered_in = Turns(), Counter[int]()
+    begin_intake = hub.begin_intake
+
+    def begin() -> Intake:
+        answered_in[turns.count] += 1
+        return begin_intake()
+
+    monkeypatch.setattr(hub, "begin_intake", begin)
+    for seconds in ("ADVANCE_SECONDS", "GO_ON_SECONDS"):
+        monkeypatch.setattr(front, seconds, 0)
+    monkeypatch.setattr(readiness, "SERVE_SECONDS", 0)
+    sent = request("/internal/emit", "Content-Type: a/b", method="POST", body=b"") * 50
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(await Wire.open(internal_port)) for _ in range(20)]
+        turns.begin()
+        for wire in wires:
+            await wire.send(sent)
+        for wire in wires:
+            await wire.answers(50)
+        turns.end()
+
+    assert answered_in.total() == 1000
+    assert max(answered_in.values()) <= 4, "one of those that wait, and one of those that have just sent something"
+
+
 # ---- sockets
+
+
+@pytest.mark.gen_test(timeout=20)
+@pytest.mark.logs("Not accepting")
+async def test_who_says_nothing_on_the_public_listener_leaves_descriptors_to_the_others(
+    io_loop: IOLoop, hub: Hub, settings: Settings, http: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "available_connections", lambda: 3)
+    listeners = server.bind(settings)
+    http_servers = server.start_servers(replace(settings, http=http), hub, listeners)
+    public, internal = port_of(listeners.public), port_of(listeners.internal)
+    silent = [await Wire.open(public) for _ in range(3)]
+    async with await Wire.open(public) as late, await Wire.open(internal) as operator:
+        await late.send(request("/healthz/live"))
+        for _ in range(3):
+            await operator.send(request("/healthz/live"))
+            assert (await operator.answer()).status == 200
+        assert not late.received
+        async with silent[0]:
+            pass
+        assert (await late.answer()).status == 200
+    for wire in silent[1:]:
+        async with wire:
+            pass
+    for http_server in http_servers:
+        http_server.stop()
+    await server.leave(settings, hub, http_servers)
 
 
 def test_answers_do_not_wait_for_an_acknowledgement_on_either_listener(servers: server.Listeners) -> None:
