@@ -240,6 +240,7 @@ def build_hub(settings: Settings, journal: Journal, loop: asyncio.AbstractEventL
         max_age_seconds=settings.max_age_seconds,
         expiring_seconds=settings.expiring_seconds,
         grant_seconds=settings.jwt_max_life_seconds + settings.jwt_leeway_seconds,
+        grant_leeway_seconds=settings.jwt_leeway_seconds,
     )
     return Hub(journal, limits, call_soon=loop.call_soon, call_later=loop.call_later, spawn=loop.create_task)
 
@@ -277,6 +278,7 @@ def start_servers(
     """
     authority = authority or authority_of(settings, hub.clock)
     guard = guard or internal_guard(settings)
+    guard.stand_behind(listeners.internal)
     is_local = settings.auth == "none" and all(is_on_loopback(sock) for sock in listeners.public)
     loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]  # the only kind
     ready = readiness(loop)

@@ -6,9 +6,9 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from msgspec import UNSET, Struct
 
@@ -96,6 +96,8 @@ Answer = Accepted | Skipped | TallywireError
 UNRESOLVED = OutcomeUnknown()
 """Stands for an answer until there is one."""
 
+_T = TypeVar("_T")
+
 _log = logging.getLogger("tallywire.stream")
 
 
@@ -111,6 +113,8 @@ class HubLimits(Struct, frozen=True):
     expiring_seconds: float = 60
     grant_seconds: float = 0
     """Longest time for which anything is granted that can be revoked."""
+    grant_leeway_seconds: float = 0
+    """How far ahead the clock may be that grants are made by."""
     max_streams_per_user: int = 0
     max_streams_per_address: int = 0
     max_accepts_per_second: int = 0
@@ -217,9 +221,9 @@ class _UserDeletion(Deletion):
 class _Revoke(Revoke):
     __slots__ = ("done",)
 
-    def __init__(self, revocation: Revocation, now_ms: int, grant_seconds: float) -> None:
-        until_ms = now_ms + int(grant_seconds * 1000)
-        super().__init__(RevocationRecord(revocation.user_id or 0, revocation.strategy_id or 0, now_ms, until_ms))
+    def __init__(self, revocation: Revocation, revoked_ms: int, grant_seconds: float) -> None:
+        until_ms = revoked_ms + int(grant_seconds * 1000)
+        super().__init__(RevocationRecord(revocation.user_id or 0, revocation.strategy_id or 0, revoked_ms, until_ms))
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -401,7 +405,9 @@ class Hub:
         """
         intake = self.begin_intake()
         try:
-            revoke = _Revoke(revocation, self.now_ms(), self.limits.grant_seconds)
+            # A grant may say that it was made by a clock that is ahead.
+            until_ms = self.now_ms() + int(self.limits.grant_leeway_seconds * 1000)
+            revoke = _Revoke(revocation, until_ms, self.limits.grant_seconds)
             self.journal.submit(revoke)
             await revoke.done
             closed = 0
@@ -423,25 +429,40 @@ class Hub:
         return Revoked(iso_timestamp(revoke.record.revoked_ms), closed)
 
     def _is_revoked(self, subscriber: Subscriber, revocation: Revocation) -> bool:
-        if revocation.user_id is not None and subscriber.user_id != revocation.user_id:
-            return False
+        if revocation.user_id is not None:
+            if subscriber.user_id != revocation.user_id:
+                return False
+            if subscriber.follows_all:
+                # Also of a strategy that nobody has counted in yet.
+                return True
         return revocation.strategy_id is None or revocation.strategy_id in subscriber.keys
 
     async def totals(self, wanted: Wanted) -> UserTotals:
         """What was counted for a user up to now, of the strategies that are wanted. Raises Busy, Unauthorized."""
-        self.check_granted(wanted.principal, wanted.strategies)
-        loaded: asyncio.Future[UserTotals | Busy] = asyncio.get_running_loop().create_future()
+        # In the step of the load: the position and the totals are of one moment.
+        return await self._asked(wanted, lambda user: self._totals_of(user, wanted.strategies))
 
-        def state(user: User | Busy) -> None:
-            # In the step of the load: the position and the totals are of one moment.
-            if not loaded.cancelled():
-                loaded.set_result(user if isinstance(user, Busy) else self._totals_of(user, wanted.strategies))
+    async def check_granted_now(self, wanted: Wanted) -> None:
+        """Raises Unauthorized when what this reader has been granted has been revoked, and Busy."""
+        await self._asked(wanted, lambda _user: None)
 
-        self._with_user(wanted.user_id, state)
-        stated = await loaded
-        if isinstance(stated, Busy):
-            raise stated
-        return stated
+    async def _asked(self, wanted: Wanted, answer: Callable[[User], _T]) -> _T:
+        """What is to be said of the user that is wanted, when its reader may hear it."""
+        loaded: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+        def tell(user: User | Busy) -> None:
+            if loaded.cancelled():
+                return
+            try:
+                if isinstance(user, Busy):
+                    raise user
+                self.check_granted(wanted.principal, wanted.strategies, user.keys)
+                loaded.set_result(answer(user))
+            except TallywireError as refusal:
+                loaded.set_exception(refusal)
+
+        self._with_user(wanted.user_id, tell)
+        return await loaded
 
     def _totals_of(self, user: User, strategies: tuple[int, ...] | None) -> UserTotals:
         heads = {
@@ -557,7 +578,7 @@ class Hub:
         try:
             # After the load: a stream that registered behind the last farewell would never be told to go.
             wanted = opening.wanted
-            self.check_granted(wanted.principal, wanted.strategies)
+            self.check_granted(wanted.principal, wanted.strategies, user.keys)
             limit = self._limit_reached(user, wanted.address)
             if limit is not None:
                 self._refuse(opening, Draining() if limit == "draining" else Busy(_WHY_BUSY[limit]), limit)
@@ -573,9 +594,11 @@ class Hub:
         finally:
             self.registry.let_go(user)
 
-    def check_granted(self, principal: Principal | None, strategies: Iterable[int] | None) -> None:
-        """Raises Unauthorized when what this principal has been granted has been revoked."""
-        if principal is not None and self._revocations.concern(principal, strategies):
+    def check_granted(
+        self, principal: Principal | None, strategies: Iterable[int] | None, counted: Container[int] = ()
+    ) -> None:
+        """Raises Unauthorized when what this principal has been granted has been revoked; see `Revocations`."""
+        if principal is not None and self._revocations.concern(principal, strategies, counted):
             raise Unauthorized("The token has been revoked; a new one is needed.")
 
     def _limit_reached(self, user: User, address: str) -> StreamLimit | None:

@@ -198,7 +198,12 @@ class BaseHandler(RequestHandler):
 
     def credentials(self) -> Credentials:
         """What this request has to show."""
-        return Credentials(self.request.headers.get, lambda: self.request.remote_ip or "", self.ticket())
+        return Credentials(self._header, lambda: self.request.remote_ip or "", self.ticket())
+
+    def _header(self, name: str) -> str | None:
+        if name.lower() == "cookie":
+            return "; ".join(self.request.headers.get_list(name)) or None
+        return self.request.headers.get(name)
 
     async def reader(self) -> Principal | None:
         """Whose request this is; see `Authority.principal_of`."""
@@ -207,13 +212,12 @@ class BaseHandler(RequestHandler):
     async def asked(self, ask: Callable[[Credentials, float], _T]) -> _T:
         """What an authority answers, after a look for the key when it does not know it. Raises what `ask` raises."""
         credentials = self.credentials()
-        now = self.services.hub.now_ms() / 1000
         try:
-            return ask(credentials, now)
+            return ask(credentials, self.services.hub.now_ms() / 1000)
         except Unauthorized as refusal:
             if refusal.knows_key or not await self.services.authority.look_again():
                 raise
-            return ask(credentials, now)
+            return ask(credentials, self.services.hub.now_ms() / 1000)
 
     def data_received(self, chunk: bytes) -> None:
         """Throw it away."""

@@ -4,6 +4,7 @@ Whichever HTTP front a request came through, it becomes a `Credentials`; an `Aut
 authentication, makes a principal of it.
 """
 
+import math
 import re
 import secrets
 from collections import Counter
@@ -23,7 +24,7 @@ COOKIE = "__Host-tallywire"
 
 TICKET_SECONDS = 30
 MOST_TICKETS = 100_000
-"""Tickets that wait to be used, of all users together: about 30 MiB."""
+"""Tickets that wait to be used, of all users together."""
 
 MOST_TICKETS_EACH = 32
 """Of one user: as many as it may have streams."""
@@ -53,9 +54,14 @@ class Tickets:
         if self._of_user[principal.user_id] >= MOST_TICKETS_EACH or len(self._waiting) >= MOST_TICKETS:
             raise Busy(f"Too many tickets wait to be used; each can be used for {TICKET_SECONDS} seconds.")
         ticket = secrets.token_urlsafe(24)
-        self._waiting[_digest(ticket)] = principal, now + TICKET_SECONDS
+        self._waiting[_digest(ticket)] = principal, self.until(principal, now)
         self._of_user[principal.user_id] += 1
         return ticket
+
+    @staticmethod
+    def until(principal: Principal, now: float) -> float:
+        """Until when one counts that is issued now: no longer than what it stands for."""
+        return min(now + TICKET_SECONDS, principal.expires_at or math.inf)
 
     def redeem(self, ticket: str, now: float) -> Principal:
         """Whose it is; it cannot be used again. Raises Unauthorized."""
@@ -70,7 +76,7 @@ class Tickets:
         return principal
 
     def _forget(self, now: float) -> None:
-        """Those whose time is over."""
+        """Those whose time is over, from the oldest on; one that ends with its token waits for those before it."""
         while self._waiting:
             first = next(iter(self._waiting))
             if self._waiting[first][1] > now:

@@ -392,7 +392,10 @@ class FrontConnection:
         # White space behind it is not part of it: RFC 9112, section 5.1.
         value = value.rstrip(b" \t")
         earlier = request.headers.get(name)
-        request.headers[name] = value if earlier is None else earlier + b"," + value
+        if earlier is not None:
+            # RFC 9110, section 5.3; and RFC 9113, section 8.2.3, for what proxies have taken apart.
+            value = earlier + (b"; " if name == b"cookie" else b",") + value
+        request.headers[name] = value
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""

@@ -4,12 +4,13 @@
 """
 
 import logging
+import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from core.access import LOCAL, Keys, Role, bearer_token, is_loopback_name, is_own_origin
 from core.errors import Forbidden, TallywireError, Unauthorized
 from core.settings import Settings, SettingsError
-from handlers.local_socket import local_path
 
 MAX_SHOWN = 100
 """Characters of a header that are repeated to whoever sent it, and in the log."""
@@ -30,6 +31,11 @@ class Guard:
         self._file = file
         self._keys = None if file is None else read_keys(file)
         self._asks_for_loopback_name = asks_for_loopback_name
+
+    def stand_behind(self, sockets: Iterable[socket.socket]) -> None:
+        """Where the file system asks who connects, no page gets through, whatever name it calls by."""
+        if all(sock.family == socket.AF_UNIX for sock in sockets):
+            self._asks_for_loopback_name = False
 
     def judge(self, role: Role | None, host: str | None, origin: str | None, authorization: str | None) -> Verdict:
         """Who calls, by the headers of a request. `role`: what a key must allow; None: no key is asked for.
@@ -75,8 +81,7 @@ def internal_guard(settings: Settings) -> Guard:
             f"internal_keys names {settings.internal_keys}, and internal_auth is none, so nobody would be asked for a "
             "key. Say --internal-auth=keys, or leave the file out."
         )
-    is_closed = "internal" in settings.insecure or local_path(settings.internal_listen) is not None
-    return Guard(None, asks_for_loopback_name=not is_closed)
+    return Guard(None, asks_for_loopback_name="internal" not in settings.insecure)
 
 
 def read_keys(file: Path) -> Keys:

@@ -31,6 +31,8 @@ class PublishedKeys:
         self.keys: Sequence[VerificationKey] = ()
         self.is_known = False
         """A set has been read."""
+        self.is_fresh = False
+        """The last look brought one. Until the next that does, the keys of the last set count."""
         self._url = url
         self._fetch = fetch
         self._clock = clock
@@ -41,7 +43,7 @@ class PublishedKeys:
         """Look again and again, for ever; to be cancelled."""
         while True:
             await self.look()
-            await asyncio.sleep(REFRESH_SECONDS if self.is_known else RETRY_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS if self.is_fresh else RETRY_SECONDS)
 
     def may_look(self) -> bool:
         """A look now could find something new."""
@@ -55,6 +57,7 @@ class PublishedKeys:
 
     async def _look(self) -> None:
         self._looked_at = self._clock()
+        self.is_fresh = False
         try:
             keys = keys_of_set(await self._fetch(self._url))
         except (HTTPError, OSError, ValueError, KeyProblem) as error:
@@ -62,7 +65,7 @@ class PublishedKeys:
         else:
             if [key.kid for key in keys] != [key.kid for key in self.keys]:
                 _log.info("Keys fetched", extra={"url": self._url, "keys": len(keys)})
-            self.keys, self.is_known = keys, True
+            self.keys, self.is_known, self.is_fresh = keys, True, True
         finally:
             self._looking = None
 

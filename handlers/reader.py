@@ -6,7 +6,7 @@ from core.hub import Wanted
 from core.models import Session, Ticket, iso_timestamp
 from core.principal import Principal
 from handlers.base import BaseHandler
-from handlers.credentials import COOKIE, TICKET_SECONDS
+from handlers.credentials import COOKIE
 from handlers.stream import parameters, readable
 
 FROM_ELSEWHERE = "Authorization, Content-Type, X-Request-Id"
@@ -46,7 +46,7 @@ class TicketHandler(BaseHandler):
             raise Forbidden("There are no tickets here: they stand for tokens (auth is not jwt).")
         now = self.services.hub.now_ms() / 1000
         ticket = tickets.issue(principal, now)
-        self.write_json(Ticket(ticket, iso_timestamp(int((now + TICKET_SECONDS) * 1000))))
+        self.write_json(Ticket(ticket, iso_timestamp(int(tickets.until(principal, now) * 1000))))
 
     def options(self) -> None:
         self.preflight("POST", FROM_ELSEWHERE)
@@ -72,7 +72,7 @@ class OwnHoursHandler(BaseHandler):
         hub = self.services.hub
         span = statistics.span(self.moment("from"), self.moment("to"), hub.now_ms())
         user_id, strategies = self._readable(principal)
-        hub.check_granted(principal, strategies)
+        await hub.check_granted_now(Wanted(user_id, strategies, None, principal))
         self.write_json(await statistics.hourly(hub, user_id, strategies, span))
 
     def options(self) -> None:

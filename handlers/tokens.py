@@ -6,17 +6,21 @@ Imported only where it is asked for: with the cryptography behind it, it is 12 M
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from core.auth import ALGORITHMS, KeyProblem, TokenRules, VerificationKey, keys_of_file, verify
-from core.errors import Busy, Unauthorized
+from core.errors import Busy, Forbidden, Unauthorized
 from core.principal import Principal
 from core.settings import Settings, SettingsError
 from handlers.credentials import COOKIE, Credentials, Tickets
 from handlers.jwks import PublishedKeys, fetch
 
+MAX_COOKIE_BYTES = 4096
+"""Name and value, that a browser keeps: RFC 6265, section 6.1."""
+
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]+)")
-_COOKIE = re.compile(rf"(?:^|[;,] ?){COOKIE}=([A-Za-z0-9._-]+)(?=[;,]|$)")
-_HTTP_HERE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])[:/]")
+_COOKIE = re.compile(rf"(?:^|; ?){COOKIE}=([A-Za-z0-9._-]+)(?=;|$)")
+_HERE = ("localhost", "127.0.0.1", "::1")
 
 
 class TokenAuthority:
@@ -42,6 +46,8 @@ class TokenAuthority:
         token = _bearer(credentials)
         if token is None:
             raise Unauthorized("A session starts with a token: send it as Authorization: Bearer.")
+        if len(COOKIE) + len(token) > MAX_COOKIE_BYTES:
+            raise Forbidden("The token is too long for a cookie: browsers would not keep it.")
         return token, self._verified(token, now)
 
     async def run(self) -> None:
@@ -103,7 +109,10 @@ def published_keys(settings: Settings, clock: Callable[[], float]) -> PublishedK
     url = settings.jwt_jwks_url
     if not url:
         return None
-    if not url.startswith("https://") and _HTTP_HERE.match(url) is None:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise SettingsError("jwt_jwks_url has a name or a password in it, which would stand in the log. Leave it out.")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _HERE):
         raise SettingsError(f"jwt_jwks_url is {url!r}: whoever can change the answer can let anybody in. Use https.")
     return PublishedKeys(url, fetch, clock)
 

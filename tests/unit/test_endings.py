@@ -164,12 +164,28 @@ def test_a_revocation_concerns_what_was_granted_before(record: tuple[int, int], 
         return {
             name
             for name, (user_id, strategies) in grants.items()
-            if revocations.concern(Principal(user_id, None, issued_at), strategies)
+            if revocations.concern(Principal(user_id, None, issued_at), strategies, counted={3})
         }
 
     assert concern(4.9) == concern(5.0) == concerned
     assert concern(5.001) == set()
     assert concern(None) == set(), "whoever grants it anew each time refuses it"
+
+
+def test_every_strategy_is_not_refused_for_one_that_the_user_has_not_counted_in() -> None:
+    revocations = Revocations([RevocationRecord(0, 9, 5_000, 9_000)])
+
+    assert not revocations.concern(Principal(7, None, 1.0), None, counted={3})
+    assert revocations.concern(Principal(7, None, 1.0), None, counted={3, 9})
+
+
+def test_a_clock_that_was_set_back_takes_no_revocation_back_and_what_has_ended_is_forgotten() -> None:
+    revocations = Revocations([RevocationRecord(7, 0, 5_000, 9_000)])
+    revocations.add(RevocationRecord(7, 0, 4_000, 8_000))
+    assert revocations.concern(Principal(7, None, 4.5), (3,))
+
+    revocations.add(RevocationRecord(7, 3, 10_000, 19_000))
+    assert not revocations.concern(Principal(7, None, 4.5), (4,))
 
 
 def test_a_stream_that_is_being_opened_while_it_is_revoked_does_not_open() -> None:

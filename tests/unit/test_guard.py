@@ -1,6 +1,7 @@
 """The guard of the internal listener as the settings make it, and what a new file of keys changes."""
 
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,6 @@ def test_without_keys_there_is_nothing_to_read_again() -> None:
         (Settings(), False),
         (Settings(insecure=("public",)), False),
         (Settings(insecure=("internal",)), True),
-        (Settings(internal_listen="unix:/run/tallywire.sock"), True),
     ],
 )
 def test_a_foreign_name_passes_only_where_no_browser_comes(settings: Settings, passes: bool) -> None:
@@ -118,3 +118,12 @@ def test_a_file_that_cannot_be_used_at_the_start_is_refused_by_name(
 def test_keys_and_the_wish_for_them_go_together(settings: Settings, fix: str) -> None:
     with pytest.raises(SettingsError, match=fix):
         internal_guard(settings)
+
+
+def test_a_foreign_name_passes_where_the_file_system_asks_and_not_because_a_setting_says_so() -> None:
+    guard = internal_guard(Settings(internal_listen="unix:/run/tallywire.sock"))
+    with socket.socket(socket.AF_UNIX) as local, socket.socket() as open_to_pages:
+        guard.stand_behind([local, open_to_pages])
+        assert isinstance(asked(guard, host="evil.example:8081"), Forbidden)
+        guard.stand_behind([local])
+        assert asked(guard, host="evil.example:8081") == "local"

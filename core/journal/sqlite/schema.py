@@ -348,7 +348,10 @@ DELETE_USER = (
     "INSERT INTO recent VALUES (:seq, :user_id, 0, :n, 0, :accepted_ms, :aged_ms, '[]', '[]')",
 )
 
-REVOKE = "INSERT OR REPLACE INTO revocations VALUES (:user_id, :strategy_id, :revoked_ms, :until_ms)"
+REVOKE = """
+INSERT INTO revocations VALUES (:user_id, :strategy_id, :revoked_ms, :until_ms)
+ON CONFLICT DO UPDATE SET revoked_ms = max(revoked_ms, excluded.revoked_ms), until_ms = max(until_ms, excluded.until_ms)
+"""
 
 REVOCATIONS = "SELECT user_id, strategy_id, revoked_ms, until_ms FROM revocations"
 
