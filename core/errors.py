@@ -42,6 +42,15 @@ from msgspec import Struct
 Retry = Literal["no", "later", "same key"]
 
 
+MOST_SHOWN = 200
+"""Characters of what a caller wrote that are repeated to it, or logged."""
+
+
+def shown(text: str) -> str:
+    """So much of a text as is repeated or logged, an ellipsis in the place of the rest."""
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"
+
+
 @final
 class FieldProblem(Struct, frozen=True, gc=False):
     """One bad field: where it stands (JSONPath, or the name of a query parameter) and why."""
@@ -124,7 +133,8 @@ class RouteNotFound(Refused):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"No route {path} on this listener: /stream is on the public one, what begins with /internal on the other."
+            f"No route {shown(path)} on this listener: "
+            "/stream is on the public one, what begins with /internal on the other."
         )
 
 
@@ -134,7 +144,7 @@ class MethodNotAllowed(Refused):
     title = "This route does not take that method"
 
     def __init__(self, method: str, path: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"{path} takes {', '.join(allowed)}, not {method}.")
+        super().__init__(f"{shown(path)} takes {', '.join(allowed)}, not {shown(method)}.")
         self.allowed = allowed
 
 
@@ -154,7 +164,7 @@ class UnsupportedMediaType(Refused):
     title = "This Content-Type is not understood"
 
     def __init__(self, content_type: str, known: tuple[str, ...]) -> None:
-        given = f"{content_type!r}" if content_type else "none"
+        given = f"{shown(content_type)!r}" if content_type else "none"
         super().__init__(f"Content-Type is {given}; it must be one of {', '.join(known)}.")
 
 

@@ -3,6 +3,9 @@
 By the second, and never further ahead than LOOK_SECONDS: a token ends by the wall clock, which somebody may set.
 """
 
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from math import ceil
 
 from core.subscriber import Subscriber
@@ -32,7 +35,14 @@ class Expiries:
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
 
-    def due(self, now: float) -> list[Subscriber]:
-        """Whoever is to be looked at by now; it is forgotten."""
-        seconds = [second for second in self._slots if second <= now]
-        return [subscriber for second in sorted(seconds) for subscriber in self._slots.pop(second)]
+    def due(self, now: float) -> Iterator[Subscriber]:
+        """Whoever is to be looked at by now, in order."""
+        for second in sorted(second for second in self._slots if second <= now):
+            yield from self._slots[second]
+
+    def take_due(self, now: float, limit: int = sys.maxsize) -> list[Subscriber]:
+        """The first of them; they are forgotten."""
+        taken = list(islice(self.due(now), limit))
+        for subscriber in taken:
+            self.discard(subscriber)
+        return taken

@@ -82,6 +82,9 @@ FINAL_REASONS: frozenset[ClosingReason] = frozenset({"revoked", "strategy_delete
 EXPIRY_LOOK_SECONDS = 0.5
 """Between two looks at the tokens that end."""
 
+LOOKS_A_STEP = 100
+"""Tokens looked at in one step of the loop: some 4 ms when all of them end."""
+
 StreamLimit = Literal["draining", "connections", "streams_per_user", "streams_per_address"]
 """What a stream can be refused for before its connection is touched."""
 
@@ -760,19 +763,28 @@ class Hub:
         return subscriber.expires_at - self.now_ms() / 1000
 
     def _look_at_tokens(self) -> None:
-        for subscriber in self._expiries.due(self.clock()):
+        now, unix_seconds = self.clock(), self.now_ms() / 1000
+        ending = sum(subscriber.expires_at <= unix_seconds for subscriber in self._expiries.due(now))
+        self._look_at_portion(now, self._spread_ms(ending))
+
+    def _look_at_portion(self, due_by: float, spread_ms: int) -> None:
+        """Of those that were due then: tokens that were issued together end together."""
+        for subscriber in self._expiries.take_due(due_by, LOOKS_A_STEP):
             try:
-                self._look_at_token(subscriber)
+                self._look_at_token(subscriber, spread_ms)
             except Exception:
                 _log.exception("Warning failed")
+        if next(self._expiries.due(due_by), None) is not None:
+            self._call_later(0, partial(self._look_at_portion, due_by, spread_ms))
+            return
         self._is_looking = bool(self._expiries)
         if self._is_looking:
             self._call_later(EXPIRY_LOOK_SECONDS, self._look_at_tokens)
 
-    def _look_at_token(self, subscriber: Subscriber) -> None:
+    def _look_at_token(self, subscriber: Subscriber, spread_ms: int) -> None:
         left = self._seconds_left(subscriber)
         if left <= 0:
-            self._finish(subscriber, "token_expired")
+            self._finish(subscriber, "token_expired", spread_ms)
             return
         warns = left <= self.limits.expiring_seconds
         self._expiries.add(subscriber, self.clock(), left if warns else left - self.limits.expiring_seconds)
@@ -843,11 +855,14 @@ class Hub:
     async def _say_farewell(self) -> None:
         leaving = list(self.registry.subscribers)
         random.shuffle(leaving)
-        # Together they come back over a time that grows with their number.
-        spread_ms = 1000 * len(leaving) // self.limits.reconnects_per_second
+        spread_ms = self._spread_ms(len(leaving))
         for subscriber in leaving:
             self._say_goodbye(subscriber, "draining", spread_ms)
             await self.slices.breathe()
+
+    def _spread_ms(self, leaving: int) -> int:
+        """Over which so many come back: a time that grows with their number."""
+        return 1000 * leaving // self.limits.reconnects_per_second
 
     def _say_goodbye(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:
         """One of many: a fault of one stream keeps none of the others."""

@@ -4,6 +4,7 @@ A line costs the caller one small object. When whoever reads the log stands stil
 are dropped and counted; the server goes on. Fields given with `extra` follow the fixed sentence.
 """
 
+import json
 import logging
 import os
 import select
@@ -97,7 +98,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return _encoder.encode(line).decode()
+        return _printable(_encoder.encode(line).decode())
 
 
 class TextFormatter(logging.Formatter):
@@ -105,8 +106,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
-        line = f"{_timestamp(record)}  {record.levelname.lower():7}  {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [f"{_timestamp(record)}  {record.levelname.lower():7}  {record.getMessage()}{fields}"]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n".join(map(_printable, lines))
 
 
 def start_logging(level: str, log_format: Literal["auto", "text", "json"], stream: TextIO) -> BackgroundHandler:
@@ -158,6 +161,13 @@ def _output(stream: TextIO) -> Callable[[bytes], None]:
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+
+
+def _printable(line: str) -> str:
+    """A line that a terminal only shows: what it would obey stands there as JSON escapes it."""
+    if line.isprintable():
+        return line
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -17,6 +17,9 @@ from core.totals import Totals
 MOST_HOURS = 31 * 24
 """Hours that one answer spans: a month."""
 
+MOST_ROWS = 10_000
+"""Summaries of one answer: what was counted of one order type for one strategy in one hour."""
+
 DEFAULT_HOURS = 24
 
 SETTLE_MS = 1000
@@ -27,6 +30,9 @@ LOOK_SECONDS = 60
 """Longest sleep before the next look at the clock, which somebody may have set."""
 
 USERS_A_QUERY = 1000
+
+_LAST_HOUR = 253_402_300_800_000 // HOUR_MS - 1
+"""9999-12-31T23:00Z: the last that can be written."""
 
 _log = logging.getLogger("tallywire.stream")
 
@@ -44,24 +50,28 @@ def span(from_ms: int | None, to_ms: int | None, now_ms: int) -> Span:
     first_hour = from_ms // HOUR_MS if from_ms is not None else end_hour - DEFAULT_HOURS
     if first_hour < 0 or end_hour < first_hour:
         raise InvalidQuery("from", "must be after 1970 and not after to")
+    if end_hour > _LAST_HOUR:
+        raise InvalidQuery("to", f"must not be after {iso_timestamp(_LAST_HOUR * HOUR_MS)}")
     if end_hour - first_hour > MOST_HOURS:
         raise InvalidQuery("to", f"must be at most {MOST_HOURS // 24} days after from, both widened to whole hours")
     return Span(first_hour, end_hour)
 
 
 async def hourly(hub: Hub, user_id: int, strategies: Collection[int] | None, hours: Span) -> HourlyStatistics:
-    """Counts of one user by hour and strategy, exact up to the last commit; None: every strategy. Raises Busy."""
-    only = next(iter(strategies)) if strategies is not None and len(strategies) == 1 else None
-    found = await hub.journal.hours([user_id], only, hours.first_hour, hours.end_hour)
+    """Counts of one user by hour and strategy, exact up to the last commit; None: every strategy.
+
+    Raises InvalidQuery when there are more than MOST_ROWS, and Busy.
+    """
+    found = await hub.journal.hours([user_id], strategies, hours.first_hour, hours.end_hour, MOST_ROWS + 1)
+    if sum(len(each.summaries) for each in found) > MOST_ROWS:
+        message = f"leaves more than {MOST_ROWS} summaries to state; ask for fewer hours or strategies"
+        raise InvalidQuery("to", message)
+    facts: list[HourFacts] = []
+    for each in found:
+        facts.append(HourFacts(iso_timestamp(each.hour * HOUR_MS), each.strategy_id, each.summaries))
+        await hub.slices.breathe()
     return HourlyStatistics(
-        user_id,
-        iso_timestamp(hours.first_hour * HOUR_MS),
-        iso_timestamp(hours.end_hour * HOUR_MS),
-        tuple(
-            HourFacts(iso_timestamp(each.hour * HOUR_MS), each.strategy_id, each.summaries)
-            for each in found
-            if strategies is None or each.strategy_id in strategies
-        ),
+        user_id, iso_timestamp(hours.first_hour * HOUR_MS), iso_timestamp(hours.end_hour * HOUR_MS), tuple(facts)
     )
 
 

@@ -22,7 +22,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import StreamClosedError
 
-from core.errors import MalformedRequest
+from core.errors import MalformedRequest, shown
 from handlers.connection import OwnedSocket
 from handlers.front import FrontConnection, Request
 
@@ -89,7 +89,7 @@ class ApplicationCall:
         except StreamClosedError:
             pass
         except Exception:
-            _log.exception("Uncaught exception", extra={"path": self._request.path.decode("latin-1")})
+            _log.exception("Uncaught exception", extra={"path": shown(self._request.path.decode("latin-1"))})
             self._connection.end()
         finally:
             if is_open:

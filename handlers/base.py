@@ -28,6 +28,7 @@ from core.errors import (
     RouteNotFound,
     TallywireError,
     Unauthorized,
+    shown,
 )
 from core.hub import Hub
 from core.models import MAX_ID, problem_of
@@ -280,7 +281,11 @@ class BaseHandler(RequestHandler):
         _log.error(
             "Uncaught exception",
             exc_info=(typ, value, tb) if typ and value else None,
-            extra={"request_id": self.request_id, "method": self.request.method, "path": self.request.path},
+            extra={
+                "request_id": self.request_id,
+                "method": shown(str(self.request.method)),
+                "path": shown(self.request.path),
+            },
         )
 
     def log_refusal(self, error: TallywireError) -> None:
@@ -323,8 +328,8 @@ def log_request(handler: RequestHandler) -> None:
         _log.debug(
             "Request",
             extra={
-                "method": handler.request.method,
-                "path": handler.request.path,
+                "method": shown(str(handler.request.method)),
+                "path": shown(handler.request.path),
                 "status": handler.get_status(),
                 "seconds": round(handler.request.request_time(), 6),
             },
@@ -385,11 +390,11 @@ def log_refusal(error: TallywireError, request_id: str, method: str, path: str) 
         "Request refused",
         extra={
             "request_id": request_id,
-            "method": method,
-            "path": path,
+            "method": shown(method),
+            "path": shown(path),
             "status": error.status,
             "code": error.code,
-            "detail": error.detail,
+            "detail": shown(error.detail),
         },
     )
 

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from core.errors import InternalError, TallywireError, Unauthorized, Unavailable
+from core.errors import InternalError, TallywireError, Unauthorized, Unavailable, shown
 from core.hub import Hub
 from core.subscriber import StreamOptions, stream_options
 from handlers.application import ApplicationCall
@@ -158,7 +158,7 @@ class Exchange:
     def _facts(self) -> dict[str, str]:
         """For the log."""
         request = self.request
-        return {"method": request.method.decode("latin-1"), "path": request.path.decode("latin-1")}
+        return {"method": shown(request.method.decode("latin-1")), "path": shown(request.path.decode("latin-1"))}
 
 
 class EmitExchange:

@@ -217,11 +217,17 @@ class Journal(ABC):
 
     @abstractmethod
     async def hours(
-        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+        self,
+        users: Collection[int],
+        strategies: Collection[int] | None,
+        first_hour: int,
+        end_hour: int,
+        limit: int | None = None,
     ) -> list[HourCounts]:
         """Counts by hour and stream key of these users, exact up to the last commit, `end_hour` not included.
 
-        Ordered by hour, user and strategy; None: every strategy. Kept for `hours_age_ms`, longer than rows.
+        Ordered by hour, user and strategy; None: every strategy. The first `limit` summaries at most: the last key may
+        miss some of its own. Kept for `hours_age_ms`, longer than rows.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from bisect import bisect_right
 from collections import defaultdict, deque
@@ -144,18 +145,30 @@ class MemoryJournal(Journal):
         return KeyRecord(log.rows[-1], log.rows[log.first]) if log else None
 
     async def hours(
-        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+        self,
+        users: Collection[int],
+        strategies: Collection[int] | None,
+        first_hour: int,
+        end_hour: int,
+        limit: int | None = None,
     ) -> list[HourCounts]:
         for user in (self._users[user_id] for user_id in users if user_id in self._users):
             for log in user.keys.values():
                 self._roll_up(log)
-        return [
-            HourCounts(hour, *key, tuple(sorted(counts.summaries, key=lambda summary: summary.order_type)))
-            for hour in sorted(self._hours)
-            if first_hour <= hour < end_hour
-            for key, counts in sorted(self._hours[hour].items(), key=lambda item: item[0])
-            if key[0] in users and strategy_id in (None, key[1])
-        ]
+        left = sys.maxsize if limit is None else limit
+        found: list[HourCounts] = []
+        of_users, of_strategies = frozenset(users), None if strategies is None else frozenset(strategies)
+        for hour in sorted(hour for hour in self._hours if first_hour <= hour < end_hour):
+            counts = self._hours[hour]
+            for key in sorted(
+                key for key in counts if key[0] in of_users and (of_strategies is None or key[1] in of_strategies)
+            ):
+                if not left:
+                    return found
+                summaries = sorted(counts[key].summaries, key=lambda summary: summary.order_type)[:left]
+                left -= len(summaries)
+                found.append(HourCounts(hour, *key, tuple(summaries)))
+        return found
 
     async def batches(
         self, user_id: int, strategy_id: int, after_n: int, from_ms: int, to_ms: int, limit: int

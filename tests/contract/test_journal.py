@@ -825,13 +825,46 @@ async def test_hours_hold_what_was_counted_in_them(journal: Desk) -> None:
         HourCounts(HOUR, 7, 3, (Summary("LIMIT", 3, 0), Summary("MARKET", 2, 2))),
         HourCounts(HOUR, 7, 4, (Summary("LIMIT", 7, 0),)),
     ]
-    assert await journal.journal.hours([7, 8], 3, HOUR, HOUR + 2) == [
+    assert await journal.journal.hours([7, 8], [3], HOUR, HOUR + 2) == [
         HourCounts(HOUR, 7, 3, (Summary("LIMIT", 3, 0), Summary("MARKET", 2, 2))),
         HourCounts(HOUR, 8, 3, (Summary("LIMIT", 9, 0),)),
         HourCounts(HOUR + 1, 7, 3, (Summary("LIMIT", 5, 5),)),
     ]
     assert await journal.journal.hours([7], None, HOUR + 2, HOUR + 2) == []
     assert await journal.journal.hours([], None, HOUR, HOUR + 2) == []
+
+
+@pytest.mark.gen_test
+async def test_hours_are_those_of_the_strategies_that_are_asked_for(journal: Desk) -> None:
+    await journal.record(*(entry(strategy_id=strategy_id, accepted_ms=at(HOUR)) for strategy_id in (3, 4, 5, 6)))
+
+    async def asked(*strategies: int) -> list[int]:
+        return [each.strategy_id for each in await journal.journal.hours([7], strategies, HOUR, HOUR + 1)]
+
+    assert await asked(5, 3) == [3, 5]
+    assert await asked(6, 9) == [6]
+    assert await asked() == []
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 4, 100, 119, 120, 200])
+@pytest.mark.gen_test
+async def test_the_first_hours_alone_are_exact_too(journal: Desk, limit: int) -> None:
+    # Some are rolled up by now, others are not.
+    for batch in range(60):
+        summaries = Summary("LIMIT", 1, 0), Summary("MARKET", batch, 1)
+        user_id, strategy_id = 7 + batch % 2, 3 + batch % 3
+        await journal.record(
+            entry(*summaries, user_id=user_id, strategy_id=strategy_id, accepted_ms=at(HOUR + batch // 6))
+        )
+
+    def flat(hours: list[HourCounts]) -> list[tuple[int, int, int, Summary]]:
+        return [(each.hour, each.user_id, each.strategy_id, summary) for each in hours for summary in each.summaries]
+
+    everything = flat(await journal.journal.hours([8, 7], None, HOUR, HOUR + 60))
+    first = flat(await journal.journal.hours([8, 7], None, HOUR, HOUR + 60, limit))
+
+    assert len(everything) == 120
+    assert first == everything[:limit]
 
 
 @with_limits(max_rows=2)

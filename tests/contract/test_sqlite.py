@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from core.cli import tallywire
-from core.errors import DiskFull, OutcomeUnknown
+from core.errors import Busy, DiskFull, OutcomeUnknown
 from core.journal import files
 from core.journal.base import (
     HOUR_MS,
@@ -26,7 +26,7 @@ from core.journal.base import (
     RevocationRecord,
     Revoke,
 )
-from core.journal.sqlite import heads, opening, schema, writer
+from core.journal.sqlite import heads, opening, reader, schema, writer
 from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
 from core.models import Summary
 from core.totals import Row
@@ -378,6 +378,17 @@ def test_an_older_schema_is_migrated_forward_with_its_batches(tmp_path: Path) ->
     assert sql(tmp_path / JOURNAL, "SELECT epoch FROM journal") == [(epoch,)]
 
 
+def test_so_many_questions_wait_for_a_reader_and_no_more(tmp_path: Path) -> None:
+    async def crowd(desk: Desk) -> None:
+        for _ in range(2):
+            answers = await asyncio.gather(
+                *(desk.journal.key_record(7, 3) for _ in range(reader.MOST_WAITING + 2)), return_exceptions=True
+            )
+            assert [type(answer) for answer in answers] == [type(None)] * reader.MOST_WAITING + [Busy] * 2
+
+    in_turn(tmp_path, crowd)
+
+
 WRITTEN_WITH_SCHEMA_1 = """
 INSERT INTO rows VALUES
     (1, 7, 3, 1, 1, 3600000, 50, '[["LIMIT",1,0]]', '[["LIMIT",1,0]]'),
@@ -410,7 +421,7 @@ def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
         assert (load.n, sorted((row.strategy_id, row.n) for row in load.heads)) == (3, [(3, 3), (4, 2)])
         assert (await desk.row_at(2)) == Row.before_the_first(7, 3).next(1, HOUR_MS, (Summary("LIMIT", 1, 0),))
         assert [batch.n for batch in await desk.journal.batches(7, 3, 0, 0, 2 * HOUR_MS, 9)] == [1, 3]
-        assert [hour.summaries for hour in await desk.journal.hours([7, 8], 3, 1, 2)] == [
+        assert [hour.summaries for hour in await desk.journal.hours([7, 8], [3], 1, 2)] == [
             limit_and_market,
             (Summary("LIMIT", 9, 0),),
         ]
@@ -420,7 +431,7 @@ def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
         assert (row.n, row.number, row.totals.summaries) == (4, 3, (Summary("LIMIT", 5, 0), Summary("MARKET", 0, 4)))
 
     async def look(desk: Desk) -> None:
-        (hour,) = await desk.journal.hours([7], 3, 1, 2)
+        (hour,) = await desk.journal.hours([7], [3], 1, 2)
         assert hour.summaries == (Summary("LIMIT", 5, 0), Summary("MARKET", 0, 4))
         assert (await desk.row_at(3)) is not None
         assert (await desk.load(7)).n == 4

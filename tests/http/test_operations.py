@@ -1,10 +1,12 @@
 """Health, connections, keys, and what is not there."""
 
 import json
+import logging
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from core.errors import MOST_SHOWN
 from core.hub import Hub
 from tests.http.conftest import Emitter, Opener
 
@@ -82,6 +84,22 @@ async def test_what_is_not_there_is_a_problem_with_any_method(
     assert response.code == 404
     assert response.headers["Content-Type"] == "application/problem+json"
     assert json.loads(response.body)["code"] == "not_found"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("path", ["/nowhere", "/internal/emit"])
+async def test_a_long_path_is_neither_repeated_nor_logged_in_full(
+    emit: Emitter, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    response = await emit.get(f"{path}/{'x' * 5000}")
+    fields = [vars(record) for record in caplog.records if record.name.startswith("tallywire")]
+    (refusal,) = (each for each in fields if each["msg"] == "Request refused")
+
+    assert response.code == 404
+    assert f"{(path + '/').ljust(MOST_SHOWN - 1, 'x')}… " in json.loads(response.body)["detail"]
+    assert refusal["path"].endswith("x…")
+    assert all(len(str(value)) <= MOST_SHOWN for each in fields for value in each.values())
 
 
 @pytest.mark.gen_test

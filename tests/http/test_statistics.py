@@ -2,10 +2,12 @@
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from core import statistics
 from core.hub import Hub
 from core.journal.base import HOUR_MS
 from core.settings import Settings
@@ -92,6 +94,8 @@ async def test_a_span_is_widened_to_whole_hours_and_its_end_does_not_belong_to_i
         ("user_id=7&from=1950-01-02&to=1950-01-03", "from"),
         ("user_id=7&from=2026-12-15&to=2027-01-15T00:00:01Z", "to"),
         ("user_id=7&to=2027-01-01&to=2027-01-02", "to"),
+        ("user_id=7&from=9999-12-31T22:00Z&to=9999-12-31T23:59:59Z", "to"),
+        ("user_id=7&from=9999-12-31T23:30Z", "from"),
     ],
 )
 @pytest.mark.gen_test
@@ -101,6 +105,55 @@ async def test_a_question_that_cannot_be_answered_names_the_parameter(
     problem = await ask(emit, f"/internal/statistics/hourly?{query}", 422)
 
     assert (problem["code"], problem["errors"][0]["path"]) == ("invalid_query", parameter)
+
+
+@pytest.mark.gen_test
+async def test_the_last_hour_that_can_be_written_may_be_asked_for(
+    emit: Emitter, http_client: AsyncHTTPClient, public_port: int
+) -> None:
+    query = "statistics/hourly?user_id=7&from=9999-12-31T21:00Z&to=9999-12-31T2"
+    public = f"http://127.0.0.1:{public_port}/{query}"
+
+    assert (await ask(emit, f"/internal/{query}3:00Z"))["to"] == "9999-12-31T23:00:00.000Z"
+    assert (await http_client.fetch(f"{public}3:00Z")).code == 200
+    assert (await http_client.fetch(f"{public}3:01Z", raise_error=False)).code == 422
+
+
+@pytest.mark.gen_test
+async def test_an_answer_that_would_be_too_long_is_refused_and_a_part_of_it_is_not(
+    emit: Emitter, clock: list[int], monkeypatch: pytest.MonkeyPatch, http_client: AsyncHTTPClient, public_port: int
+) -> None:
+    monkeypatch.setattr(statistics, "MOST_ROWS", 4)
+    for strategy_id in (3, 4):
+        await emit(7, strategy_id, counted(), counted("MARKET"))
+    hours = "/internal/statistics/hourly?user_id=7"
+
+    assert len((await ask(emit, hours))["hours"]) == 2
+    clock[0] += HOUR_MS
+    await emit(7, 5)
+    problem = await ask(emit, hours, 422)
+    assert (problem["code"], problem["errors"][0]["path"]) == ("invalid_query", "to")
+    assert len((await ask(emit, f"{hours}&to=2027-01-15T10:00"))["hours"]) == 2
+    assert len((await ask(emit, f"{hours}&strategy_id=3"))["hours"]) == 1
+
+    own = f"http://127.0.0.1:{public_port}/statistics/hourly?user_id=7"
+    assert (await http_client.fetch(own, raise_error=False)).code == 422
+    of_two = await http_client.fetch(f"{own}&strategy_id=3&strategy_id=5")
+    assert [each["strategy_id"] for each in json.loads(of_two.body)["hours"]] == [3, 5]
+
+
+@pytest.mark.gen_test
+async def test_a_long_answer_gives_way_while_it_is_made(
+    emit: Emitter, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await emit(7, 3)
+    await emit(7, 4)
+    breathe = mock.AsyncMock()
+    monkeypatch.setattr(hub.slices, "breathe", breathe)
+
+    await ask(emit, "/internal/statistics/hourly?user_id=7")
+
+    assert breathe.await_count == 2
 
 
 @pytest.mark.gen_test

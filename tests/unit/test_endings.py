@@ -4,9 +4,11 @@ import json
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
 from core.errors import TallywireError, Unauthorized
 from core.expiry import LOOK_SECONDS, Expiries
+from core.hub import LOOKS_A_STEP
 from core.journal.base import RevocationRecord
 from core.models import Revocation
 from core.principal import Principal
@@ -31,6 +33,14 @@ class Reader:
     def events(self) -> list[ServerSentEvent]:
         """All of them, from the first on."""
         return EventParser().feed(self.connection.sent.decode().encode())
+
+    @property
+    def retry_ms(self) -> int:
+        """After which it is to come back, by what it was told last."""
+        parser = EventParser()
+        parser.feed(bytes(self.connection.sent))
+        assert parser.retry_ms is not None
+        return parser.retry_ms
 
     @property
     def names(self) -> list[str]:
@@ -131,11 +141,84 @@ def test_expiries_are_due_in_order_and_never_further_ahead_than_a_look() -> None
     expiries.add(first, 10.0, 0)
     expiries.add(far, 10.0, 10_000)
 
-    assert expiries.due(9.9) == []
-    assert expiries.due(14.9) == [first]
-    assert expiries.due(15) == [second]
-    assert expiries.due(10 + LOOK_SECONDS) == [far]
+    assert expiries.take_due(9.9) == []
+    assert expiries.take_due(14.9) == [first]
+    assert expiries.take_due(15) == [second]
+    assert expiries.take_due(10 + LOOK_SECONDS) == [far]
     expiries.discard(far)
+
+
+def test_what_is_left_of_those_that_are_due_stays_due_until_it_is_discarded() -> None:
+    expiries = Expiries()
+    first, second, third, fourth = subscribers = [FakeConnection(7, PLAIN) for _ in range(4)]
+    for seconds, subscriber in zip((1, 2, 2, 2), subscribers, strict=True):
+        expiries.add(subscriber, 10.0, seconds)
+
+    assert expiries.take_due(12, 2) == [first, second]
+    assert list(expiries.due(12)) == [third, fourth]
+    expiries.discard(third)
+    assert expiries.take_due(12, 2) == [fourth]
+    assert not len(expiries)
+
+
+def test_tokens_that_end_together_are_handled_in_portions() -> None:
+    world = World()
+    readers = [Reader(world, 201.0, user_id) for user_id in range(1, 2 * LOOKS_A_STEP + 11)]
+    for _ in range(14):
+        pass_time(world, 10)
+        pass_time(world, 0)
+        pass_time(world, 0)
+    assert {tuple(reader.names) for reader in readers} == {("stream_open", "stream_expiring")}
+    readers[-1].connection.close("client_closed")
+
+    ended = []
+    pass_time(world, 70)
+    for _ in range(4):
+        ended.append(world.hub.closed["token_expired"])
+        pass_time(world, 0)
+    assert ended == [LOOKS_A_STEP, 2 * LOOKS_A_STEP, 2 * LOOKS_A_STEP + 9, 2 * LOOKS_A_STEP + 9]
+    assert not len(world.hub._expiries)
+
+    late = Reader(world, 231.0)
+    pass_time(world, 1)
+    assert late.names == ["stream_open", "stream_expiring"], "those that come later are looked at"
+    world.close()
+
+
+def test_streams_whose_tokens_end_together_come_back_at_about_so_many_a_second() -> None:
+    world = World()
+    world.hub.limits = replace(world.hub.limits, reconnects_per_second=20, retry_ms=100)
+    readers = [Reader(world, 31.0, user_id) for user_id in range(1, 401)]
+    staying = [Reader(world, 10_000.0, user_id) for user_id in range(1, 401)]
+    for _ in range(40):
+        pass_time(world, 2)
+    assert world.hub.closed == Counter(token_expired=400)
+
+    retries = sorted(reader.retry_ms for reader in readers)
+    usual_ms, spread_ms = 150, 20_000
+    assert retries[-1] <= usual_ms + spread_ms
+    assert 0.7 * spread_ms / 2 - usual_ms < retries[300] - retries[100] < 1.3 * spread_ms / 2 + usual_ms
+    # Of a later portion as well as of the first.
+    assert max(reader.retry_ms for reader in readers[-LOOKS_A_STEP:]) > spread_ms / 2
+    assert {tuple(reader.names) for reader in staying} == {("stream_open",)}
+    world.close()
+
+
+def test_a_token_that_ends_alone_is_not_spread_because_others_are_looked_at() -> None:
+    world = World()
+    world.hub.limits = replace(world.hub.limits, reconnects_per_second=20, retry_ms=100)
+    others = [Reader(world, 10_000.0, user_id) for user_id in range(1, 401)]
+    alone = Reader(world, 61.0)
+    # A slot for all of them.
+    for reader in (*others, alone):
+        world.hub._expiries.discard(reader.connection)
+        world.hub._expiries.add(reader.connection, 0, 60)
+    for _ in range(6):
+        pass_time(world, 60 if alone.names == ["stream_open"] else 0)
+
+    assert alone.names[-1] == "stream_closing"
+    assert alone.retry_ms <= 150 + 1000 / 20
+    world.close()
 
 
 # ---- revocations

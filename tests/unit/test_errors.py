@@ -9,6 +9,7 @@ import pytest
 from core import errors
 from core.errors import (
     ERRORS,
+    MOST_SHOWN,
     BodyTooLarge,
     Busy,
     DiskFull,
@@ -39,6 +40,7 @@ from core.errors import (
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
+    shown,
 )
 
 _DRAWN = re.compile(
@@ -165,6 +167,25 @@ def test_the_detail_is_a_sentence_built_from_the_fields(error: TallywireError) -
 )
 def test_a_detail_names_what_it_is_about(error: TallywireError, facts: list[str]) -> None:
     assert [fact for fact in facts if fact not in error.detail] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RouteNotFound("x" * 5000),
+        MethodNotAllowed("x" * 5000, "x" * 5000, ("GET", "HEAD")),
+        UnsupportedMediaType("x" * 5000, ("application/json",)),
+    ],
+    ids=lambda error: error.code,
+)
+def test_a_detail_repeats_no_more_than_so_much_of_what_a_caller_wrote(error: TallywireError) -> None:
+    assert max(map(len, re.findall("x+…", error.detail))) == MOST_SHOWN
+    assert error.detail.count("x") <= 2 * MOST_SHOWN
+
+
+def test_what_is_short_enough_is_shown_as_it_is() -> None:
+    assert shown("x" * MOST_SHOWN) == "x" * MOST_SHOWN
+    assert shown("x" * (MOST_SHOWN + 1)) == "x" * (MOST_SHOWN - 1) + "…"
 
 
 @pytest.mark.parametrize(

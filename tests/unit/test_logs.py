@@ -113,6 +113,21 @@ def test_a_text_line_is_time_level_message_and_fields() -> None:
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_what_a_terminal_would_obey_is_escaped(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("No %s", "\x1b[2J", path="/é📦\r\n\x00\x7f\x9b2J\u202e\u2028\U000e0041"))
+
+    assert line.isprintable()
+    assert "No \\u001b[2J" in line
+    assert "/é📦\\r\\n\\u0000\\u007f\\u009b2J\\u202e\\u2028\\udb40\\udc41" in line
+
+
+def test_an_escaped_json_line_says_what_was_given() -> None:
+    path = "/é📦\r\n\x00\x7f\x9b2J\u202e\u2028\U000e0041"
+
+    assert json.loads(JsonFormatter().format(record("No", path=path)))["path"] == path
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_a_field_without_a_value_is_left_out(formatter: logging.Formatter) -> None:
     line = formatter.format(record("Stream opened", reset=None, resumed=False, n=0))
 
@@ -148,6 +163,12 @@ def test_a_traceback_follows_the_text_line() -> None:
     assert first.endswith("  error    It broke  batches=2")
     assert traceback[0] == "Traceback (most recent call last):"
     assert traceback[-1].startswith("ValueError: ")
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_a_traceback_too() -> None:
+    failed = record("It broke", exc_info=(ValueError, ValueError("the\n\x9breason"), None))
+
+    assert TextFormatter().format(failed).splitlines()[1:] == ["ValueError: the", "\\u009breason"]
 
 
 def test_a_json_line_stays_one_line_whatever_it_tells() -> None:

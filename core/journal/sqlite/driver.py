@@ -33,6 +33,7 @@ from core.journal.sqlite.packing import (
 from core.journal.sqlite.reader import Reader
 from core.journal.sqlite.writer import Writer
 from core.journal.worker import Worker
+from core.models import MAX_ID
 from core.totals import Row
 
 _log = logging.getLogger("tallywire.journal")
@@ -102,13 +103,21 @@ class SqliteJournal(Journal):
         return await self._lookups.ask(schema.KEY_RECORD, values, unpack_key_record)
 
     async def hours(
-        self, users: Collection[int], strategy_id: int | None, first_hour: int, end_hour: int
+        self,
+        users: Collection[int],
+        strategies: Collection[int] | None,
+        first_hour: int,
+        end_hour: int,
+        limit: int | None = None,
     ) -> list[HourCounts]:
         values = {
-            "users": pack(users),
-            "strategy_id": strategy_id,
+            "users": pack(sorted(users)),
+            "strategies": None if strategies is None else pack(strategies),
+            "least": min(strategies or (), default=0),
+            "most": max(strategies or (), default=MAX_ID),
             "first_hour": first_hour,
             "end_hour": end_hour,
+            "limit": -1 if limit is None else limit,
         }
         return await self._lookups.ask(schema.HOURS, values, unpack_hours)
 

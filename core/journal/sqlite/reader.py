@@ -38,6 +38,9 @@ class RowsAt:
         self.answer: asyncio.Future[list[Row | None]] = asyncio.get_running_loop().create_future()
 
 
+MOST_WAITING = 32
+"""Questions by `ask` that may wait for their answers: what a crowd looks up takes no more memory than these."""
+
 Question = Read[object] | RowsAt
 Reply = tuple["asyncio.Future[object]", object]
 
@@ -54,12 +57,16 @@ class Reader:
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("PRAGMA temp_store = MEMORY")
         self._is_closing = False
+        self._waiting = 0
         self._worker: Worker[Question] = Worker(
             name, self._work, call_soon=loop.call_soon, finish=self._connection.close
         )
 
     async def ask(self, statement: str, values: Mapping[str, object], unpack: Callable[[str], T]) -> T:
-        """The one value of a statement, unpacked. Raises Busy when it cannot be read."""
+        """The one value of a statement, unpacked. Raises Busy when it cannot be read, or too many ask."""
+        if self._waiting >= MOST_WAITING:
+            raise Busy(f"{self._waiting} questions wait for the journal.")
+        self._waiting += 1
         read = Read(statement, values, unpack)
         self._worker.put(read)  # type: ignore[arg-type]  # who put it knows what it answers
         return await read.answer
@@ -82,8 +89,12 @@ class Reader:
         resumes = [question for question in group if isinstance(question, RowsAt)]
         if resumes:
             replies += self._rows_at(resumes)
-        replies += (self._read(question) for question in group if isinstance(question, Read))
-        self._loop.call_soon_threadsafe(_hand_over, replies)
+        reads = [self._read(question) for question in group if isinstance(question, Read)]
+        self._loop.call_soon_threadsafe(self._hand_over, replies + reads, len(reads))
+
+    def _hand_over(self, replies: Sequence[Reply], reads: int) -> None:
+        self._waiting -= reads
+        _hand_over(replies)
 
     def _rows_at(self, questions: list[RowsAt]) -> list[Reply]:
         asked = [asking for question in questions for asking in question.asked]

@@ -225,6 +225,8 @@ SELECT json_group_array(json_array(n, accepted_ms, json(summaries))) FROM (
 )
 """
 
+_ASKED_STRATEGY = "(:strategies IS NULL OR strategy_id IN (SELECT value FROM json_each(:strategies)))"
+
 HOURS = f"""
 WITH RECURSIVE
     asked (user_id) AS (SELECT value FROM json_each(:users)),
@@ -233,21 +235,26 @@ WITH RECURSIVE
         UNION ALL SELECT hour + 1 FROM span WHERE hour + 1 < :end_hour
     ),
     counted (hour, user_id, strategy_id, order_type, created, cancelled) AS (
-        SELECT hours.hour, hours.user_id, strategy_id, order_type, created, cancelled
-        FROM span CROSS JOIN asked CROSS JOIN hours ON hours.hour = span.hour AND hours.user_id = asked.user_id
+        SELECT * FROM (
+            SELECT hours.hour, hours.user_id, strategy_id, order_type, created, cancelled
+            FROM span CROSS JOIN asked CROSS JOIN hours ON hours.hour = span.hour AND hours.user_id = asked.user_id
+                AND strategy_id BETWEEN :least AND :most
+            WHERE {_ASKED_STRATEGY} LIMIT :limit
+        )
         UNION ALL
         SELECT accepted_ms / {HOUR_MS}, user_id, strategy_id,
             json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
         FROM recent CROSS JOIN json_each(summaries)
-        WHERE user_id IN (SELECT user_id FROM asked)
+        WHERE user_id IN (SELECT user_id FROM asked) AND {_ASKED_STRATEGY}
             AND accepted_ms / {HOUR_MS} >= :first_hour AND accepted_ms / {HOUR_MS} < :end_hour
     )
 SELECT json_group_array(json_array(hour, user_id, strategy_id, order_type, created, cancelled)) FROM (
     SELECT hour, user_id, strategy_id, order_type, sum(created) AS created, sum(cancelled) AS cancelled
-    FROM counted WHERE :strategy_id IS NULL OR strategy_id = :strategy_id GROUP BY 1, 2, 3, 4
+    FROM counted GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT :limit
 )
 """
-"""What is rolled up, and the rows that are not yet: one statement sees one state of both."""
+"""What is rolled up, and the rows that are not yet: one statement sees one state of both. The users come in order, so
+that what the first limit leaves out stands behind what the second one lets through."""
 
 _USUAL_TYPES = 4
 """So many order types of a batch are taken out by their place, which takes a third of the time that looking at each
