@@ -29,10 +29,10 @@ from bench.versus.costs import keys_from
 from bench.versus.latency import SENDERS, paced
 from bench.versus.session import Session, session
 
-ROUNDS = 2
+ROUNDS = 5
 KEYS = 200
 PER_SECOND = 500
-SECONDS = 1
+SECONDS = 3
 SETTLE_SECONDS = 1.0
 MOST_RATIO = 1.5
 MOST_MIB = 16
