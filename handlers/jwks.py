@@ -39,11 +39,11 @@ class PublishedKeys:
         self._looked_at = -math.inf
         self._looking: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Look again and again, for ever; to be cancelled."""
         while True:
             await self.look()
-            await asyncio.sleep(REFRESH_SECONDS if self.is_fresh else RETRY_SECONDS)
+            await sleep(REFRESH_SECONDS if self.is_fresh else RETRY_SECONDS)
 
     def may_look(self) -> bool:
         """A look now could find something new."""

@@ -16,7 +16,7 @@ from tornado.web import Application, RequestHandler
 import server
 from core.hub import Hub
 from core.settings import Settings
-from handlers.jwks import RETRY_SECONDS, PublishedKeys
+from handlers.jwks import REFRESH_SECONDS, RETRY_SECONDS, PublishedKeys
 from handlers.tokens import TokenAuthority, token_authority
 from tests.http.conftest import DEADLINE_SECONDS, Opener, with_settings
 from tests.tokens import PrivateKey, claims, private_key
@@ -185,6 +185,25 @@ async def test_what_is_no_set_leaves_the_keys_as_they_are(
     assert publisher.asked == 2
     async with stream("strategy_id=3", bearer(hub, "a")) as reader:
         assert reader.status == 200
+
+
+@pytest.mark.gen_test
+@pytest.mark.logs("Keys not fetched")
+async def test_a_look_that_failed_is_not_the_last_for_long(publisher: Publisher, published: PublishedKeys) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        publisher.status = 500 if len(slept) in (1, 2) else 200
+        if len(slept) == 4:
+            raise asyncio.CancelledError
+
+    publisher.names = ["a"]
+    with pytest.raises(asyncio.CancelledError):
+        await published.run(sleep)
+
+    assert slept == [REFRESH_SECONDS, RETRY_SECONDS, RETRY_SECONDS, REFRESH_SECONDS]
+    assert [key.kid for key in published.keys] == ["a"]
 
 
 @pytest.mark.gen_test

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
+from core.auth import MAX_TOKEN_BYTES
 from core.hub import Hub
 from core.settings import Settings
 from handlers.credentials import COOKIE
@@ -216,6 +217,42 @@ async def test_a_ticket_counts_for_half_a_minute_and_for_its_own_user_only(
     monkeypatch.setattr(hub, "now_ms", lambda: now_ms() + 30_000)
     async with stream(f"strategy_id=3&ticket={tickets[1]}") as refused:
         assert refused.status == 401
+
+
+@pytest.mark.gen_test
+async def test_a_ticket_does_not_outlive_its_token(
+    ask: Ask, stream: Opener, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp = int(hub.now_ms() / 1000) + 10
+    header = bearer(hub, exp=exp).partition(": ")[2]
+    issued = json.loads((await ask("/stream/ticket", "POST", b"", Authorization=header)).body)
+
+    assert datetime.fromisoformat(issued["expires_at"]).timestamp() == exp
+    monkeypatch.setattr(hub, "now_ms", lambda: exp * 1000)
+    async with stream(f"strategy_id=3&ticket={issued['ticket']}") as refused:
+        assert refused.status == 401
+
+
+@pytest.mark.gen_test
+async def test_another_cookie_cannot_carry_a_session(stream: Opener, hub: Hub) -> None:
+    own, foreign = (bearer(hub, sub=sub).partition("Bearer ")[2] for sub in ("7", "8"))
+    for cookies in (
+        (f"Cookie: a=x,{COOKIE}={foreign}; {COOKIE}={own}",),
+        (f"Cookie: a=x,{COOKIE}={foreign}", f"Cookie: {COOKIE}={own}"),
+    ):
+        async with stream("user_id=7&strategy_id=3", *cookies) as reader:
+            assert reader.status == 200
+
+
+@pytest.mark.gen_test
+async def test_a_token_that_no_browser_would_keep_starts_no_session(ask: Ask, hub: Hub) -> None:
+    room = MAX_TOKEN_BYTES - len(bearer(hub, note="").partition("Bearer ")[2])
+    long = bearer(hub, note="x" * (room * 3 // 4 - 2)).partition(": ")[2]
+    refused = await ask("/stream/session", "POST", b"", Authorization=long)
+
+    assert MAX_TOKEN_BYTES - len(COOKIE) < len(long) - len("Bearer ") <= MAX_TOKEN_BYTES
+    assert (refused.code, code(refused)) == (403, "forbidden")
+    assert (await ask("/totals?strategy_id=3", Authorization=long)).code == 200
 
 
 @pytest.mark.gen_test

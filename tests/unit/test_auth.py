@@ -248,6 +248,14 @@ def test_whatever_comes_is_refused_in_words(text: str) -> None:
         verify(text, ALL_KEYS, RULES, NOW)
 
 
+def test_a_name_that_no_key_has_may_be_that_of_one_that_is_not_here_yet() -> None:
+    signed_by_another = jwt.encode(claims(NOW), private_key("ES256", 1), "ES256", {"kid": "new"})
+    for unknown, knows_key in ((signed_by_another, False), (token(claims(NOW, exp=NOW), "ES256"), True)):
+        with pytest.raises(Unauthorized) as refused:
+            verify(unknown, keys("ES256"), RULES, NOW)
+        assert refused.value.knows_key is knows_key
+
+
 # ---- what a principal may read
 
 
