@@ -32,7 +32,10 @@ USERS = 500
 STRATEGIES = 4
 MOST_GROWTH = 0.05
 WARM_UP = 0.4
-"""Part of the run: the journal's cache of pages, 32 MiB, fills with what is written."""
+"""Part of the run, with emits without a pause: the journal's cache of pages, 32 MiB, fills with what is written."""
+
+PAUSE_SECONDS = 0.05
+"""Between two calls of 20 batches afterwards."""
 
 DEADLINE_SECONDS = 30
 
@@ -43,7 +46,7 @@ class Look(Struct, frozen=True):
     """A server without clients, from outside. `resident_kib`: its anonymous memory."""
 
     streams: int
-    descriptors: int
+    descriptors: dict[str, int]
     threads: int
     resident_kib: int
 
@@ -58,9 +61,10 @@ class Churn:
         self.done: Counter[str] = Counter()
         self.positions: dict[int, str] = {}
 
-    async def run(self, until: float) -> None:
-        """Clients of every kind, until then (monotonic seconds); returns when the last has left."""
-        await asyncio.gather(self._emit(until), *(self._come_and_go(until) for _ in range(self.clients)))
+    async def run(self, until: float, pause_seconds: float) -> None:
+        """Clients of every kind, until then (monotonic seconds), and an order service that pauses so long between two
+        calls; returns when the last has left."""
+        await asyncio.gather(self._emit(until, pause_seconds), *(self._come_and_go(until) for _ in range(self.clients)))
 
     async def _come_and_go(self, until: float) -> None:
         while time.monotonic() < until:
@@ -70,7 +74,7 @@ class Churn:
                     await kind(self)
             self.done[kind.__name__] += 1
 
-    async def _emit(self, until: float) -> None:
+    async def _emit(self, until: float, pause_seconds: float) -> None:
         """An order service, a call at a time."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.internal_port)
         while time.monotonic() < until:
@@ -91,7 +95,7 @@ class Churn:
             for batch, answer in zip(batches, json.loads(await reader.readexactly(length)), strict=True):
                 self.positions[int(str(batch["user_id"]))] = answer["position"]
             self.done["batches"] += len(batches)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause_seconds)
         writer.close()
 
     def token(self, user_id: int) -> str:
@@ -225,18 +229,28 @@ def look(server: ServerProcess) -> Look:
     """At a server whose clients have left."""
     pid = server.process.pid
     server.wait_for_connections(0)
-    descriptors: Callable[[], int] = lambda: len(os.listdir(f"/proc/{pid}/fd"))  # noqa: E731
-    # The front notices at its next look at deadlines that somebody is gone who sent half of a request.
-    lowest = min(descriptors() for _ in range(3))
-    with suppress(AssertionError):
-        wait_until(lambda: descriptors() < lowest, "fewer", 3)
-    status = Path(f"/proc/{pid}/status").read_text()
+    # Whoever sent half of a request, or none, is waited for ten seconds.
+    wait_until(lambda: not _connections(server.public_port, server.internal_port), "the end of the last connection", 30)
+    # Before the next question, which comes on a connection of its own.
+    descriptors, status = _descriptors(pid), Path(f"/proc/{pid}/status").read_text()
     return Look(
         int(server.get("/internal/connections")["connections"]),
-        descriptors(),
+        descriptors,
         len(os.listdir(f"/proc/{pid}/task")),
         int(status.partition("RssAnon:")[2].split()[0]),
     )
+
+
+def _descriptors(pid: int) -> dict[str, int]:
+    """How many of each kind; files by their names."""
+    targets = [os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")]
+    return dict(Counter(Path(target).name.partition(":")[0] for target in targets))
+
+
+def _connections(*ports: int) -> int:
+    """TCP connections of these ports that our side has not closed: `/proc/net/tcp`, see proc_net_tcp(5)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(fields[1].partition(":")[2], 16) in ports and fields[3] in ("01", "08") for fields in lines)
 
 
 def churn(seconds: float, clients: int, seed: int, *flags: str) -> tuple[Look, Look, Counter[str]]:
@@ -248,9 +262,9 @@ def churn(seconds: float, clients: int, seed: int, *flags: str) -> tuple[Look, L
         with running_server("--durability=process", *settings) as server:
             run = Churn(server, clients, seed)
             begun = time.monotonic()
-            asyncio.run(run.run(begun + seconds * WARM_UP))
+            asyncio.run(run.run(begun + seconds * WARM_UP, 0))
             before = look(server)
-            asyncio.run(run.run(begun + seconds))
+            asyncio.run(run.run(begun + seconds, PAUSE_SECONDS))
             after = look(server)
             with server.log.open() as log:
                 unexpected = Counter(json.loads(line)["message"] for line in log if '"level":"info"' not in line)
@@ -263,7 +277,7 @@ def is_steady(before: Look, after: Look) -> bool:
     """Nothing has stayed."""
     return (
         after.streams == before.streams == 0
-        and after.descriptors <= before.descriptors
+        and after.descriptors == before.descriptors
         and after.threads <= before.threads
         and after.resident_kib <= before.resident_kib * (1 + MOST_GROWTH)
     )
