@@ -15,7 +15,7 @@ from contextlib import suppress
 CROWD = 200
 """Connections of a kind that holds them."""
 
-PER_SECOND = 200
+PER_SECOND = 50
 """Attempts of a kind that makes new ones."""
 
 Address = tuple[str, int]
@@ -49,12 +49,11 @@ async def _again_and_again(attempt: Callable[[int], Awaitable[None]]) -> None:
                 await attempt(at)
 
     while True:
-        for _ in range(PER_SECOND // 50):
-            number += 1
-            task = asyncio.get_running_loop().create_task(one(number))
-            running.add(task)
-            task.add_done_callback(running.discard)
-        await asyncio.sleep(0.02)
+        number += 1
+        task = asyncio.get_running_loop().create_task(one(number))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        await asyncio.sleep(1 / PER_SECOND)
 
 
 async def stalled_readers(public: Address, internal: Address) -> None:
