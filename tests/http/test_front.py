@@ -82,13 +82,7 @@ async def test_refused_requests_of_one_read_give_way_to_others(
     internal_port: int, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns, answered_in = Turns(), Counter[int]()
-    begin_intake = hub.begin_intake
-
-    def begin() -> Intake:
-        answered_in[turns.count] += 1
-        return begin_intake()
-
-    monkeypatch.setattr(hub, "begin_intake", begin)
+    _count(turns, answered_in, hub, monkeypatch)
     # Each has had its time as soon as it is answered.
     monkeypatch.setattr(front, "ADVANCE_SECONDS", 0)
     sent = request("/internal/emit", "Content-Type: a/b", method="POST", body=b"") * 1500
@@ -108,13 +102,7 @@ async def test_what_many_clients_pipeline_is_answered_a_little_of_it_in_a_turn(
     internal_port: int, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns, answered_in = Turns(), Counter[int]()
-    begin_intake = hub.begin_intake
-
-    def begin() -> Intake:
-        answered_in[turns.count] += 1
-        return begin_intake()
-
-    monkeypatch.setattr(hub, "begin_intake", begin)
+    _count(turns, answered_in, hub, monkeypatch)
     for seconds in ("ADVANCE_SECONDS", "GO_ON_SECONDS"):
         monkeypatch.setattr(front, seconds, 0)
     monkeypatch.setattr(readiness, "SERVE_SECONDS", 0)
@@ -130,6 +118,17 @@ async def test_what_many_clients_pipeline_is_answered_a_little_of_it_in_a_turn(
 
     assert answered_in.total() == 1000
     assert max(answered_in.values()) <= 4, "one of those that wait, and one of those that have just sent something"
+
+
+def _count(turns: Turns, answered_in: Counter[int], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many emits begin in which turn of the loop."""
+    begin_intake = hub.begin_intake
+
+    def begin() -> Intake:
+        answered_in[turns.count] += 1
+        return begin_intake()
+
+    monkeypatch.setattr(hub, "begin_intake", begin)
 
 
 # ---- sockets
