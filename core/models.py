@@ -285,10 +285,11 @@ class ConnectionFacts(Struct, frozen=True):
 
 
 class LoopFacts(Struct, frozen=True):
-    """How late the loop was: in the last ten seconds, and ever."""
+    """How late the loop was, in the last ten seconds and ever, and how many tasks it has."""
 
     lag_ms_recent_max: float
     lag_ms_max: float
+    tasks: int
 
 
 class LogFacts(Struct, frozen=True):

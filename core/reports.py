@@ -1,5 +1,6 @@
 """What an operator asks: connections, stream keys, batches. Reads, never changes."""
 
+import asyncio
 from collections.abc import Iterable
 from heapq import nlargest
 
@@ -44,7 +45,7 @@ def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
         closed=dict(hub.closed),
         refused=dict(hub.refused),
         accepts_delayed=hub.accepts.delayed,
-        loop=LoopFacts(_ms(hub.lag.recent_max_seconds), _ms(hub.lag.max_seconds)),
+        loop=LoopFacts(_ms(hub.lag.recent_max_seconds), _ms(hub.lag.max_seconds), len(asyncio.all_tasks())),
         log=LogFacts(dropped_lines()),
     )
 

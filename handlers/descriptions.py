@@ -366,7 +366,7 @@ _CONNECTIONS = Operation(
                         closed={"client_closed": 3},
                         refused={"streams_per_user": 1},
                         accepts_delayed=0,
-                        loop=LoopFacts(lag_ms_recent_max=0.4, lag_ms_max=3.1),
+                        loop=LoopFacts(lag_ms_recent_max=0.4, lag_ms_max=3.1, tasks=3),
                         log=LogFacts(lines_dropped=0),
                     )
                 },
@@ -798,6 +798,7 @@ WORDS: Mapping[str, str] = {
     "summaries": "The counts by order type; types without any are left out.",
     "timestamp": "When the last batch in it was accepted.",
     "StreamHeartbeat.timestamp": "Now.",
+    "tasks": "How many tasks are at work: those of requests come and go.",
     "ticket": "The ticket.",
     "Revocation.reason": "What their streams are told.",
     "Revocation.user_id": "Of this user; absent: of all.",

@@ -25,7 +25,7 @@ async def test_the_report_tells_of_refusals_lag_and_the_log_when_there_is_nothin
 
     assert facts["refused"] == {}
     assert facts["accepts_delayed"] == 0
-    assert set(facts["loop"]) == {"lag_ms_recent_max", "lag_ms_max"}
+    assert set(facts["loop"]) == {"lag_ms_recent_max", "lag_ms_max", "tasks"}
     assert 0 <= facts["loop"]["lag_ms_recent_max"] <= facts["loop"]["lag_ms_max"]
     assert facts["log"] == {"lines_dropped": 0}
 

@@ -48,6 +48,7 @@ class Look(Struct, frozen=True):
     streams: int
     descriptors: dict[str, int]
     threads: int
+    tasks: int
     resident_kib: int
 
 
@@ -233,10 +234,12 @@ def look(server: ServerProcess) -> Look:
     wait_until(lambda: not _connections(server.public_port, server.internal_port), "the end of the last connection", 30)
     # Before the next question, which comes on a connection of its own.
     descriptors, status = _descriptors(pid), Path(f"/proc/{pid}/status").read_text()
+    report = server.get("/internal/connections")
     return Look(
-        int(server.get("/internal/connections")["connections"]),
+        int(report["connections"]),
         descriptors,
         len(os.listdir(f"/proc/{pid}/task")),
+        int(report["loop"]["tasks"]),
         int(status.partition("RssAnon:")[2].split()[0]),
     )
 
@@ -279,6 +282,7 @@ def is_steady(before: Look, after: Look) -> bool:
         after.streams == before.streams == 0
         and after.descriptors == before.descriptors
         and after.threads <= before.threads
+        and after.tasks <= before.tasks
         and after.resident_kib <= before.resident_kib * (1 + MOST_GROWTH)
     )
 
