@@ -31,7 +31,7 @@ CLIENTS = 100
 USERS = 500
 STRATEGIES = 4
 MOST_GROWTH = 0.05
-WARM_UP = 0.4
+WARM_UP = 0.6
 """Part of the run, with emits without a pause: the journal's cache of pages, 32 MiB, fills with what is written."""
 
 PAUSE_SECONDS = 0.05
