@@ -203,6 +203,7 @@ class Restart:
         self.drain_seconds = time.monotonic() - self.down_at
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for it; the pause only leaves the core to whoever brings it about."""
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.05)
