@@ -1,6 +1,6 @@
-"""`python -m bench.hostile`: what clients that misbehave do to the others. Ratios, and the memory that they take.
+"""`python -m bench.hostile`: what clients that misbehave, and other faults, do to the others. Ratios, and memory.
 
-For each kind: a server, and a steady load whose p99 is taken in turns without and with such clients, ROUNDS times. The
+For each kind: a server, and a steady load whose p99 is taken in turns without and with the fault, ROUNDS times. The
 ratio is that of two neighbours in time, and its median counts.
 """
 
@@ -13,8 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ from bench.floor import compiled
 from bench.kinds import Contender, tallywire
 from bench.machine import Cores, raise_descriptor_limit, split_cores
 from bench.rude import KINDS
-from bench.server import ROOT, RunningServer
+from bench.server import ROOT
 from bench.versus.costs import keys_from
 from bench.versus.latency import SENDERS, paced
 from bench.versus.session import Session, session
@@ -34,17 +35,27 @@ KEYS = 200
 PER_SECOND = 500
 SECONDS = 3
 SETTLE_SECONDS = 1.0
+FROZEN_SECONDS = 1.0
 MOST_RATIO = 1.5
 MOST_MIB = 16
 """That a crowd of 200 may take: 64 KiB each, and what the allocator keeps."""
 
+LOGGED: tuple[str, ...] = ()
+"""Flags of a server that logs as it does by default."""
+
+Fault = Callable[[Session], AbstractContextManager[None]]
+
 
 @contextmanager
-def _rude(kind: str, server: RunningServer, cores: Cores) -> Iterator[None]:
-    """Clients of a kind, for a while."""
-    command = [sys.executable, "-m", "bench.rude", kind, str(server.public), str(server.internal)]
+def _rude(kind: str, one: Session) -> Iterator[None]:
+    """Clients of a kind, for a while, on the core of the load.
+
+    They run when the load has nothing to do there: what is measured is the server, not a quarrel of its clients.
+    """
+    command = [sys.executable, "-m", "bench.rude", kind, str(one.server.public), str(one.server.internal)]
     process = subprocess.Popen(command, cwd=ROOT)
-    os.sched_setaffinity(process.pid, cores.client)
+    os.sched_setaffinity(process.pid, split_cores().client)
+    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     time.sleep(SETTLE_SECONDS)
     try:
         yield
@@ -55,31 +66,74 @@ def _rude(kind: str, server: RunningServer, cores: Cores) -> Iterator[None]:
         process.wait(10)
 
 
+@contextmanager
+def _frozen_server(one: Session) -> Iterator[None]:
+    """The server has stood still, and goes on."""
+    with _stopped(one.server.pid):
+        time.sleep(FROZEN_SECONDS)
+    yield
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def _log_reader() -> Iterator[tuple[int, int]]:
+    """A program that reads a server's log: the end to write into, and its pid."""
+    reading, writing = os.pipe()
+    reader = subprocess.Popen(["cat"], stdin=reading, stdout=subprocess.DEVNULL)
+    os.close(reading)
+    os.sched_setaffinity(reader.pid, split_cores().client)
+    try:
+        yield writing, reader.pid
+    finally:
+        os.close(writing)
+        reader.wait(10)
+
+
 def _p99_ms(one: Session) -> float:
     one.load(paced(keys_from(1, KEYS), PER_SECOND, SECONDS))
     return one.client.emit(0, SENDERS, is_timed=True).latency.p99_ns / 1e6
 
 
-def _measure(kind: str, one: Session, cores: Cores) -> tuple[list[float], list[float], list[float], float]:
-    """p99 without and with them, in ms, the ratios, and the memory in MiB that they took at most."""
+def _measure(one: Session, fault: Fault) -> tuple[list[float], list[float], list[float], float]:
+    """p99 without and with it, in ms, the ratios, and the memory in MiB that it took at most."""
     one.open(keys_from(1, KEYS))
     one.rest()
     _p99_ms(one)
     before = one.server.memory().anonymous
-    without, with_them, most = [], [], before
+    without, with_it, most = [], [], before
     for _ in range(ROUNDS):
         without.append(_p99_ms(one))
-        with _rude(kind, one.server, cores):
-            with_them.append(_p99_ms(one))
+        with fault(one):
+            with_it.append(_p99_ms(one))
             most = max(most, one.server.memory().anonymous)
         one.rest()
-    ratios = [rude / quiet for rude, quiet in zip(with_them, without, strict=True)]
-    return without, with_them, ratios, (most - before) / 2**20
+    ratios = [faulty / quiet for faulty, quiet in zip(with_it, without, strict=True)]
+    return without, with_it, ratios, (most - before) / 2**20
+
+
+@contextmanager
+def _faulty(name: str, client: Path, cores: Cores) -> Iterator[tuple[Session, Fault]]:
+    """A server under load, and what to do to it."""
+    if name != "blocked_log":
+        with session(Contender(tallywire("process", "tallywire"), TALLYWIRE), client, cores) as one:
+            yield one, _frozen_server if name == "frozen_server" else partial(_rude, name)
+        return
+    contender = Contender(tallywire("process", "tallywire", LOGGED), TALLYWIRE)
+    with _log_reader() as (log_pipe, reader), session(contender, client, cores, log_pipe) as one:
+        yield one, lambda _: _stopped(reader)
 
 
 def main() -> int:
     """Ends with 0 when nobody is disturbed beyond MOST_RATIO and MOST_MIB."""
-    names = [kind.__name__ for kind in KINDS]
+    names = [*(kind.__name__ for kind in KINDS), "frozen_server", "blocked_log"]
     parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__)
     parser.add_argument("--only", default=",".join(names), help=f"some of {', '.join(names)}")
     asked = parser.parse_args()
@@ -90,15 +144,14 @@ def main() -> int:
     is_undisturbed = True
     with TemporaryDirectory(prefix="tallywire-bench-") as directory:
         client = compiled("client", Path(directory))
-        for kind in asked.only.split(","):
-            contender = Contender(tallywire("process", "tallywire"), TALLYWIRE)
-            with session(contender, client, cores) as one:
-                without, with_them, ratios, mib = _measure(kind, one, cores)
+        for name in asked.only.split(","):
+            with _faulty(name, client, cores) as (one, fault):
+                without, with_it, ratios, mib = _measure(one, fault)
             ratio = statistics.median(ratios)
             is_fine = ratio <= MOST_RATIO and mib <= MOST_MIB
             is_undisturbed &= is_fine
             print(
-                f"{kind:26}without {report.Spread.of(without)!s:22}with {report.Spread.of(with_them)!s:22}"
+                f"{name:26}without {report.Spread.of(without)!s:22}with {report.Spread.of(with_it)!s:22}"
                 f"ratio {report.Spread.of(ratios)!s:20}{mib:6.1f} MiB  {'ok' if is_fine else 'DISTURBED'}",
                 flush=True,
             )

@@ -6,6 +6,7 @@ Each is bounded in connections and in pace; it talks to loopback only.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import struct
 import sys
@@ -15,11 +16,14 @@ from contextlib import suppress
 CROWD = 200
 """Connections of a kind that holds them."""
 
-PER_SECOND = 50
+PER_SECOND = 200
 """Attempts of a kind that makes new ones."""
 
 Address = tuple[str, int]
 Kind = Callable[[Address, Address], Awaitable[None]]
+
+BPF_RETURN = 0x06
+SO_ATTACH_FILTER = 26
 
 STREAM = b"GET /stream?user_id=%d&strategy_id=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BATCH = b'{"user_id":9,"strategy_id":9,"batch_results":[]}'
@@ -56,11 +60,35 @@ async def _again_and_again(attempt: Callable[[int], Awaitable[None]]) -> None:
         await asyncio.sleep(1 / PER_SECOND)
 
 
+def deafen(sock: socket.socket) -> None:
+    """From now on nothing that arrives is seen or acknowledged, nor said to be unwanted: to its peer it has vanished.
+
+    A classic BPF program of one instruction, "keep 0 bytes": see socket(7), SO_ATTACH_FILTER.
+    """
+    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+
+
 async def stalled_readers(public: Address, internal: Address) -> None:
     """On a key that is emitted to, with a small window that they never open again."""
     held = [await _connect(public, 2048) for _ in range(CROWD)]
     for sock in held:
         await _send(sock, STREAM % 9_000)
+    await _emit_on(internal)
+
+
+async def vanished(public: Address, internal: Address) -> None:
+    """They were on a key that is emitted to, and are no more."""
+    held = [await _connect(public) for _ in range(CROWD)]
+    for sock in held:
+        await _send(sock, STREAM % 9_000)
+        await asyncio.get_running_loop().sock_recv(sock, 4096)
+        deafen(sock)
+    await _emit_on(internal)
+
+
+async def _emit_on(internal: Address) -> None:
+    """Emit to the key that they are on, for ever."""
     emitter = await _connect(internal)
     result = b'{"success":true,"order_type":"LIMIT","event_type":"order_created"}'
     body = b'{"user_id":9000,"strategy_id":1,"batch_results":[%b]}' % result
@@ -168,6 +196,7 @@ async def silent(public: Address, _internal: Address) -> None:
 
 KINDS: tuple[Kind, ...] = (
     stalled_readers,
+    vanished,
     slow_heads,
     one_byte_chunks,
     junk_behind_the_request,

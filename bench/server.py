@@ -98,8 +98,8 @@ class RunningServer:
 
 
 @contextmanager
-def running(kind: ServerKind, cores: frozenset[int]) -> Iterator[RunningServer]:
-    """Starts a server on `cores`, waits until it is ready, and ends it afterwards.
+def running(kind: ServerKind, cores: frozenset[int], log_pipe: int | None = None) -> Iterator[RunningServer]:
+    """Starts a server on `cores`, waits until it is ready, and ends it afterwards. It logs into `log_pipe`, if any.
 
     Raises ServerError with the end of what it wrote to stderr if it is not ready in START_SECONDS.
     """
@@ -110,7 +110,7 @@ def running(kind: ServerKind, cores: frozenset[int]) -> Iterator[RunningServer]:
         command = [str(kind.program), *arguments, *listens]
         log = Path(scratch) / "stderr"
         with log.open("wb") as stderr:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr)
+            process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=log_pipe or stderr)
         try:
             os.sched_setaffinity(process.pid, cores)  # at once: threads started later inherit it
             _wait_ready(kind, process, internal, log)

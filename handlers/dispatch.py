@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from tornado.httputil import HTTPServerConnectionDelegate
 
-from core.errors import InternalError, TallywireError, Unauthorized, Unavailable, shown
+from core.errors import BodyTooLarge, InternalError, TallywireError, Unauthorized, Unavailable, shown
 from core.hub import Hub
 from core.subscriber import StreamOptions, stream_options
 from handlers.application import ApplicationCall
@@ -31,7 +31,7 @@ from handlers.base import (
     request_id,
 )
 from handlers.credentials import Credentials
-from handlers.emit import EmitHandler, EmitResponse, Reception
+from handlers.emit import MAX_UNREAD_BYTES, EmitHandler, EmitResponse, Reception
 from handlers.front import Dispatch, FrontConnection, Request, Responder
 from handlers.stream import (
     STREAM_HEADERS,
@@ -97,7 +97,7 @@ def receive_emit(services: Services, exchange: "Exchange") -> Responder | None:
 def has_short_body(request: Request) -> bool:
     """Nobody wants it, and it is read all the same, so that the connection can be used on."""
     length = request.headers.get(b"content-length", b"0")
-    return length.isdigit() and int(length) <= MAX_UNWANTED_BYTES
+    return length.isdigit() and int(length) <= MAX_UNWANTED_BYTES and b"transfer-encoding" not in request.headers
 
 
 def is_ordinary(request: Request) -> bool:
@@ -107,7 +107,7 @@ def is_ordinary(request: Request) -> bool:
         is_ordinary_host(headers.get(b"host", b""))
         and _ORDINARY_TARGET.fullmatch(request.target) is not None
         and b"expect" not in headers
-        and b"transfer-encoding" not in headers
+        and (b"transfer-encoding" not in headers or (request.method == b"POST" and request.version == "1.1"))
         and len(headers.get(b"content-length", b"")) <= (MOST_LENGTH_DIGITS if request.method == b"POST" else 0)
     )
 
@@ -164,14 +164,19 @@ class Exchange:
 class EmitExchange:
     """`POST /internal/emit`."""
 
-    __slots__ = ("_exchange", "_reception")
+    __slots__ = ("_exchange", "_received_bytes", "_reception")
 
     def __init__(self, hub: Hub, exchange: Exchange, caller: str) -> None:
         self._exchange = exchange
+        self._received_bytes = 0
         self._reception = Reception(hub, exchange.request.header(b"content-type") or "", caller)
 
     def data_received(self, chunk: bytes) -> None:
-        """Some of the body."""
+        """Some of the body, which ends the connection when there is no end of it: in chunks it may not say."""
+        self._received_bytes += len(chunk)
+        if self._received_bytes > MAX_UNREAD_BYTES:
+            self._exchange.connection.refuse(BodyTooLarge(MAX_UNREAD_BYTES), self._exchange.request)
+            return
         self._reception.receive(chunk)
 
     def finish(self) -> None:

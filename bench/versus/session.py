@@ -129,11 +129,11 @@ class Session:
 
 
 @contextmanager
-def session(contender: Contender, client_program: Path, cores: Cores) -> Iterator[Session]:
+def session(contender: Contender, client_program: Path, cores: Cores, log_pipe: int | None = None) -> Iterator[Session]:
     """A fresh server and its client; both are ended afterwards."""
     with (
         TemporaryDirectory(prefix="tallywire-bench-client-") as scratch,
-        running(contender.kind, cores.server) as server,
+        running(contender.kind, cores.server, log_pipe) as server,
     ):
         client = NativeClient(
             client_program,

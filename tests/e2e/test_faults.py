@@ -167,6 +167,21 @@ def test_a_client_whose_process_stands_still_is_ended_as_stalled() -> None:
             reader.kill()
 
 
+def test_a_client_that_vanishes_without_a_word_is_ended_as_stalled_and_resumes_without_loss() -> None:
+    tally = Tally()
+    with others_unharmed() as (server, others):
+        with StreamSocket(server.public_port, QUERY) as vanished:
+            vanished.read_until(lambda stream: len(stream.events) == 1)
+            vanished.vanish()
+            others.emit(FAULTY, [CREATED])
+            go_on_until(others, lambda: others.report()["closed"].get("stalled") == 1, "the client is given up")
+            _add(tally, vanished)
+        with StreamSocket(server.public_port, f"{QUERY}&last_event_id={tally.position}") as resumed:
+            resumed.read_until(lambda stream: len(stream.events) == 2)
+            _add(tally, resumed)
+        assert tally.counts == {(1, "LIMIT", "created"): 1}
+
+
 def test_a_client_that_reads_slowly_is_not_stalled() -> None:
     with (
         others_unharmed() as (server, others),

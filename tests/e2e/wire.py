@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 from types import TracebackType
 
+from bench.rude import deafen
 from core.sse import EventParser, ServerSentEvent
 
 READ_SECONDS = 20
@@ -88,6 +89,10 @@ class StreamSocket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
+
+    def vanish(self) -> None:
+        """Answer nothing any more, as a machine that has lost its power."""
+        deafen(self._socket)
 
     def hang_up(self) -> None:
         """Leave; whoever waits for bytes, in another thread too, sees the end."""

@@ -11,7 +11,7 @@ import server
 from core.hub import EmitCall, Hub
 from core.journal.base import Work
 from core.settings import Settings
-from handlers import emit
+from handlers import dispatch, emit
 from handlers.emit import EmitRequest, Respond
 from tests.fronts import ORACLE
 from tests.http.conftest import DEADLINE_SECONDS, Emitter, Opener, port_of, with_settings
@@ -435,6 +435,21 @@ async def test_an_unwanted_chunked_body_is_cut_when_it_grows_too_long(internal_p
         statuses = [answer.status for answer in read_answers(await wire.end())]
 
     assert statuses in ([], [400], [413])
+
+
+@pytest.mark.gen_test
+async def test_an_emit_in_chunks_that_never_ends_is_cut(
+    internal_port: int, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_UNREAD_BYTES", 2**16)
+    monkeypatch.setattr(emit.EmitHandler, "max_unread_bytes", 2**16)
+    async with await Wire.open(internal_port) as wire:
+        await wire.send(emit_request("Transfer-Encoding: chunked", body=chunked(BATCH, *[b" " * 4096] * 32)) + LIVE)
+        statuses = [answer.status for answer in read_answers(await wire.end())]
+
+    assert statuses in ([], [400], [413])
+    assert await counted(internal_port) == 0
+    assert hub.held_bytes == 0
 
 
 @pytest.mark.gen_test
