@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import msgspec
@@ -110,6 +111,31 @@ def test_the_readmes_first_two_commands_are_targets_of_the_makefile() -> None:
 
     assert commands[:2] == ["run", "test"]
     assert all(re.search(rf"^{command}:", makefile, re.MULTILINE) for command in commands)
+
+
+# ---- links
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "clients").glob("*/README.md"), ROOT / "README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, _, heading in re.findall(r"\]\(([^)#:\s]*)(#([^)\s]*))?\)", page.read_text()):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not heading or heading in _anchors(file), f"{target}#{heading}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = {target for page in PAGES for target in re.findall(r"\]\((?:docs/)?([\w-]+\.md)", page.read_text())}
+
+    assert [page.name for page in PAGES if page.parent.name == "docs" and page.name not in linked] == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of its headings, as renderers make them: lower case, dashes for spaces, nothing else that is no letter."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 # ---- docs/protocol.md
