@@ -324,7 +324,9 @@ def _server(
             body_timeout=BODY_SECONDS,
         )
     limits = FrontLimits(MAX_HEADER_BYTES, HEADER_SECONDS, idle_seconds, BODY_SECONDS)
-    return Front(dispatch.dispatcher(application, hot), limits, loop, services.readiness, accepts, room)
+    return Front(
+        dispatch.dispatcher(application, hot), limits, loop, services.readiness, accepts, room, services.hub.counters
+    )
 
 
 async def leave(settings: Settings, hub: Hub, servers: list[HTTPServer | Front]) -> None:

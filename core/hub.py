@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from msgspec import UNSET, Struct
 
 from core.aggregation import Aggregation
+from core.counters import Counters
 from core.errors import (
     Busy,
     Draining,
@@ -68,7 +69,7 @@ from core.registry import Registry, User
 from core.revocations import Revocations
 from core.sse import encode_control
 from core.subscriber import CloseReason, StreamOptions, Subscriber, encode_framed_control
-from core.totals import Position, Row, write_position
+from core.totals import Position, Row, count, write_position
 
 MAX_HELD_BYTES = 64 * 2**20
 """Bodies of emits that are being received or wait for their commit. Beyond it callers are told to come back: memory
@@ -250,6 +251,7 @@ class Hub:
     ) -> None:
         self.journal = journal
         self.limits = limits
+        self.counters = Counters()
         self.registry = Registry()
         self.slices = Slices(clock)
         self.clock = clock
@@ -534,7 +536,12 @@ class Hub:
         if user is not None:
             connections = user.count_listeners(entry.strategy_id)
             if outcome.row is not None:
-                self._publisher.announce(user, user.publish(outcome.row))
+                key = user.publish(outcome.row)
+                if connections:
+                    # Before the fan-out: a connection that breaks in it has been owed this, too.
+                    owed = count(outcome.summaries) * self.registry.count_owed(user, key)
+                    user.shard.counters.counts_owed += owed
+                self._publisher.announce(user, key)
         return Accepted(
             self._position(outcome.n),
             outcome.summaries,
@@ -642,6 +649,7 @@ class Hub:
             marks = subscriber.heads()
             if any(head.n > judged.n for head in marks.values()):
                 self._spawn(self._resume(subscriber, user, judged.n, marks))
+                self.registry.look_at(subscriber)
             else:
                 self._begin(subscriber, judged.n, marks, None, resumed=True)
         except Exception:
@@ -744,7 +752,11 @@ class Hub:
                 "reset": reason,
             },
         )
+        self.counters.streams_opened["reset" if reason else "resumed" if resumed else "new"] += 1
+        if reason is not None:
+            self.counters.resets[reason] += 1
         subscriber.begin(opening, n, marks)
+        self.registry.look_at(subscriber)
 
     def _begin_life(self, subscriber: Subscriber) -> None:
         now = subscriber.opened_at = self.clock()
@@ -874,6 +886,7 @@ class Hub:
     def _finish(self, subscriber: Subscriber, reason: ClosingReason, spread_ms: int = 0) -> None:
         options = subscriber.options
         subscriber.finish(options.framed_last(self.closing_block(reason, options, spread_ms)), reason)
+        self.registry.look_at(subscriber)
 
     def closing_block(self, reason: ClosingReason, options: StreamOptions, spread_ms: int = 0) -> bytes:
         """The last event of a stream, unframed, with a `retry:` of its own, up to `spread_ms` later than usual."""

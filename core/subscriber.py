@@ -23,6 +23,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct
 
+from core.counters import StreamCounters
 from core.models import (
     ControlEvent,
     OrderBatchUpdate,
@@ -34,7 +35,7 @@ from core.models import (
     iso_timestamp,
 )
 from core.sse import COMMENT_HEARTBEAT, LAST_CHUNK, chunk, encode_catch_up, encode_control, encode_update
-from core.totals import Difference, Row, difference, write_position
+from core.totals import Difference, Row, count, difference, write_position
 
 MAX_SHARED_FRAMES = 16
 """Encoded frames that a stream key keeps for its head. One is the rule; a reconnect storm brings a handful of
@@ -81,6 +82,10 @@ _MOVES: dict[State, frozenset[State]] = {
 }
 
 
+_OWED = (State.READY, State.BLOCKED)
+"""What is published is owed to a connection in these."""
+
+
 class StreamOptions(Struct, frozen=True, eq=False):
     """How a stream wants its frames. Equal options are the same object: they are compared on every frame."""
 
@@ -109,6 +114,21 @@ def stream_options(
     return StreamOptions(shape, with_totals, event_heartbeat, chunked)
 
 
+class Frame(Struct, frozen=True, gc=False):
+    """What brings a stream up to date, as bytes; `counts` and `batches`: how many are in it, of all its keys."""
+
+    data: bytes
+    counts: int
+    batches: int
+    is_catch_up: bool = False
+
+
+NO_FRAME = Frame(b"", 0, 0)
+
+_NOBODYS = StreamCounters()
+"""Of connections that are not registered: nobody reads it."""
+
+
 class StreamKey:
     """The published head of one stream key, and the connections registered under it by name.
 
@@ -124,7 +144,7 @@ class StreamKey:
         self.subscribers: dict[Subscriber, None] = {}
         self.alone = {head.strategy_id: self}
         self.at_head = {head.strategy_id: head}
-        self._frames: dict[tuple[int, StreamOptions], bytes] | None = None
+        self._frames: dict[tuple[int, StreamOptions], Frame] | None = None
 
     def publish(self, row: Row) -> None:
         """Move the head to a committed row."""
@@ -132,7 +152,7 @@ class StreamKey:
         self.at_head = {row.strategy_id: row}
         self._frames = None
 
-    def shared_frame(self, after: int, options: StreamOptions, encode: Callable[[], bytes]) -> bytes:
+    def shared_frame(self, after: int, options: StreamOptions, encode: Callable[[], Frame]) -> Frame:
         """The frame from `after` to the head: encoded for the first who needs it, shared by the others.
 
         The totals at a position are a fact, so equal `after` and equal options mean equal bytes.
@@ -152,23 +172,31 @@ class StreamKey:
         instead of five, beside 6.4 for the system call. It gives nothing up: whoever follows more takes the long way.
         """
         alone, at_head, n = self.alone, self.at_head, self.head.n
-        after, options, frame, is_ready = -1, None, b"", State.READY
-        for listener in listeners:
-            if listener.keys is not alone or listener.state is not is_ready:
-                listener.bring_up_to_date()
-                continue
-            if listener.n != after or listener.options is not options:
-                if listener.n >= n:
+        after, options, frame, is_ready = -1, None, NO_FRAME, State.READY
+        written = 0
+        try:
+            for listener in listeners:
+                if listener.keys is not alone or listener.state is not is_ready:
+                    listener.bring_up_to_date()
                     continue
-                after, options = listener.n, listener.options
-                frame = (
-                    self.shared_frame(after, options, partial(listener.encode_alone, self))
-                    if len(listeners) > 1
-                    else listener.encode_alone(self)
-                )
-            listener.n = n
-            listener.marks = at_head
-            listener.hand_over(frame)
+                if listener.n != after or listener.options is not options:
+                    if listener.n >= n:
+                        continue
+                    if written:
+                        listener.count_written(frame, written)
+                    after, options, written = listener.n, listener.options, 0
+                    frame = (
+                        self.shared_frame(after, options, partial(listener.encode_alone, self))
+                        if len(listeners) > 1
+                        else listener.encode_alone(self)
+                    )
+                listener.n = n
+                listener.marks = at_head
+                written += 1
+                listener.hand_over(frame.data, frame.counts)
+        finally:
+            if written:
+                listener.count_written(frame, written)
 
 
 class Subscriber:
@@ -183,7 +211,9 @@ class Subscriber:
     __slots__ = (
         "_ending",
         "_unsent",
+        "_unsent_counts",
         "address",
+        "counters",
         "ends_at",
         "epoch",
         "expires_at",
@@ -222,8 +252,11 @@ class Subscriber:
         self.follows_all = False
         self.marks: dict[int, Row] = {}
         self.on_closed: Callable[[Subscriber, CloseReason], None] | None = None
+        self.counters = _NOBODYS
         self.prologue = b""
         self._unsent: memoryview | None = None
+        self._unsent_counts = 0
+        """Counts whose frame has not left to its last byte."""
         self._ending: CloseReason = "fault"
         """Why it is CLOSING."""
 
@@ -257,6 +290,11 @@ class Subscriber:
         return self.state in (State.CLOSING, State.CLOSED)
 
     @property
+    def is_owed(self) -> bool:
+        """What is published from now on is owed to it: it has begun, and has not been told to go."""
+        return self.state in _OWED
+
+    @property
     def unsent_bytes(self) -> int:
         """The rest of the last frame that the kernel has not taken yet."""
         return 0 if self._unsent is None else len(self._unsent)
@@ -284,6 +322,37 @@ class Subscriber:
         """How many batches of its keys it has not been sent yet."""
         return sum(key.head.number - self._mark(key).number for key in self.behind())
 
+    def pending_counts(self) -> int:
+        """How many counts it is owed and has not been sent: by its marks, and in what the kernel has not taken yet.
+
+        Before it has begun, and after its farewell, what is published is not owed to it.
+        """
+        counts = self._unsent_counts
+        if self.state not in _OWED:
+            return counts
+        # `behind` and `_mark` without their calls: a scrape asks 10,000 connections in one step of the loop.
+        n, marks, in_order = self.n, self.marks, self.follows_all
+        for key in reversed(self.keys.values()) if in_order else self.keys.values():
+            head = key.head
+            if head.n > n:
+                mark = marks.get(key.strategy_id)
+                counts += head.totals.counts - (0 if mark is None else mark.totals.counts)
+            elif in_order:
+                break
+        return counts
+
+    def unsent_since_ms(self) -> int | None:
+        """When the first of what it has not been sent was accepted, Unix ms, or somewhat later; None: it has all.
+
+        Later, because a merged frame, and a head that has moved several times, tell of their last batch only.
+        """
+        if self._unsent_counts:
+            n = self.n
+            for row in self.marks.values():
+                if row.n == n:
+                    return row.accepted_ms
+        return min((key.head.accepted_ms for key in self.behind()), default=None)
+
     def owed(self) -> list[Difference]:
         """What it has not been sent yet, by strategy."""
         behind = sorted(self.behind(), key=lambda key: key.strategy_id)
@@ -296,6 +365,7 @@ class Subscriber:
         self.n = n
         self.marks = marks
         self._move(State.READY)
+        self.counters.counts_owed += self.pending_counts()
         self.send(self.prologue + opening)
         self.prologue = b""
         self.bring_up_to_date()
@@ -303,7 +373,9 @@ class Subscriber:
     def bring_up_to_date(self) -> None:
         """The one act. Does nothing unless the stream is READY and a key of it has moved."""
         if self.state is State.READY and (behind := self.behind()):
-            self.send(self._take(behind))
+            frame = self._take(behind)
+            self.count_written(frame, 1)
+            self.hand_over(frame.data, frame.counts)
 
     def heartbeat(self, now_ms: int) -> None:
         """Show that the stream is alive. Nothing is written to one that is not READY: it would only queue."""
@@ -314,24 +386,42 @@ class Subscriber:
             self.send(self.options.framed(COMMENT_HEARTBEAT))
 
     def send(self, data: bytes) -> None:
-        """Write, and keep what the kernel does not take. Nothing is written unless the stream is READY."""
+        """Write what carries no counts. Nothing is written unless the stream is READY."""
         if self.state is State.READY:
-            self.hand_over(data)
+            self.counters.controls += 1
+            self.counters.sent_bytes += len(data)
+            self.hand_over(data, 0)
 
-    def hand_over(self, data: bytes) -> None:
-        """`send` on a stream that is known to be READY."""
+    def hand_over(self, data: bytes, counts: int) -> None:
+        """Write on a stream that is known to be READY, and keep what the kernel does not take."""
         try:
             taken = self.transmit(data)
             if taken < len(data):
                 self._unsent = memoryview(data)[taken:]
+                self._unsent_counts = counts
                 self._move(State.BLOCKED)
                 self.watch_writable(True)
+            else:
+                self.counters.counts_delivered += counts
         except ConnectionLost as lost:
+            self._unsent_counts = counts
             self.close(lost.reason)
         except BaseException:
             # The marks have moved and nobody knows what left. Only the client does: let it resume.
+            self._unsent_counts = counts
             self.close("fault")
             raise
+
+    def count_written(self, frame: Frame, times: int) -> None:
+        """This frame has been written so often, to this stream or to others of its user."""
+        counters = self.counters
+        if frame.is_catch_up:
+            counters.catch_ups += times
+        else:
+            counters.updates += times
+        counters.sent_bytes += times * len(frame.data)
+        if frame.batches > 1:
+            counters.batches_merged += times * frame.batches
 
     def continue_sending(self) -> None:
         """The transport takes bytes again: send the rest, then everything missed meanwhile as one frame."""
@@ -350,6 +440,8 @@ class Subscriber:
             self._unsent = rest[taken:]
             return
         self._unsent = None
+        self.counters.counts_delivered += self._unsent_counts
+        self._unsent_counts = 0
         if self.state is State.CLOSING:
             self.close(self._ending)
             return
@@ -366,10 +458,16 @@ class Subscriber:
             return
         unsent = self.prologue if self._unsent is None else bytes(self._unsent)
         behind = [] if self.state is State.OPENING else self.behind()
-        owed = self._take(behind) if behind else b""
+        owed = NO_FRAME
+        if behind:
+            owed = self._take(behind)
+            self.count_written(owed, 1)
         self._move(State.CLOSING)
         self._ending = reason
-        self._unsent = memoryview(unsent + owed + farewell)
+        self._unsent = memoryview(unsent + owed.data + farewell)
+        self._unsent_counts += owed.counts
+        self.counters.controls += 1
+        self.counters.sent_bytes += len(farewell)
         try:
             self.watch_writable(True)
             self.continue_sending()
@@ -381,8 +479,10 @@ class Subscriber:
         """End the stream at once; harmless when it has ended."""
         if self.state is State.CLOSED:
             return
+        self.counters.counts_abandoned += self.pending_counts()
         self._move(State.CLOSED)
         self._unsent = None
+        self._unsent_counts = 0
         self.release()
         if self.on_closed is not None:
             self.on_closed(self, reason)
@@ -392,7 +492,7 @@ class Subscriber:
             raise AssertionError(f"{self.state} -> {to}")
         self.state = to
 
-    def _take(self, behind: list[StreamKey]) -> bytes:
+    def _take(self, behind: list[StreamKey]) -> Frame:
         """The frame that brings this stream up to date, its marks moved: whoever takes it must send it."""
         frame = self._frame(behind)
         self.n = self._last(behind)
@@ -414,17 +514,20 @@ class Subscriber:
         # above the last would skip a batch that another key of this stream has not been told yet.
         return max(key.head.n for key in behind)
 
-    def encode_alone(self, key: StreamKey) -> bytes:
+    def encode_alone(self, key: StreamKey) -> Frame:
         """The frame that brings it up to date when it is behind in this key only."""
-        update = self._update(difference(key.head, self._mark(key)), self.position)
-        return self.options.framed(encode_update(update, self.options.shape, write_position(self.epoch, key.head.n)))
+        owed = difference(key.head, self._mark(key))
+        update = self._update(owed, self.position)
+        data = self.options.framed(encode_update(update, self.options.shape, write_position(self.epoch, key.head.n)))
+        return _frame_of(data, (owed,))
 
-    def _frame(self, behind: list[StreamKey]) -> bytes:
+    def _frame(self, behind: list[StreamKey]) -> Frame:
         if len(behind) == 1:
             return behind[0].shared_frame(self.n, self.options, partial(self.encode_alone, behind[0]))
         after, last = self.position, write_position(self.epoch, self._last(behind))
-        updates = tuple(self._update(owed, after) for owed in self.owed())
-        return self.options.framed(encode_catch_up(updates, after, self.options.shape, last))
+        owed = self.owed()
+        updates = tuple(self._update(each, after) for each in owed)
+        return _frame_of(self.options.framed(encode_catch_up(updates, after, self.options.shape, last)), owed)
 
     def _update(self, owed: Difference, after: str) -> OrderBatchUpdate:
         totals = owed.totals.summaries if self.options.with_totals else UNSET
@@ -432,6 +535,15 @@ class Subscriber:
             UpdateData(owed.summaries, iso_timestamp(owed.accepted_ms)),
             StreamInfo(owed.strategy_id, after, owed.batches, totals),
         )
+
+
+def _frame_of(data: bytes, owed: Sequence[Difference]) -> Frame:
+    """Counted from what was encoded, not from the totals: it is what they are checked against."""
+    counts = batches = 0
+    for each in owed:
+        counts += count(each.summaries)
+        batches += each.batches
+    return Frame(data, counts, batches, len(owed) > 1)
 
 
 def encode_framed_control(

@@ -53,17 +53,27 @@ def write_position(epoch: str, n: int) -> str:
 
 
 class Totals(Struct, frozen=True, gc=False):
-    """The running counts of one stream key by order type, in the order in which the key first saw the types."""
+    """The running counts of one stream key by order type, in the order in which the key first saw the types.
 
-    summaries: tuple[Summary, ...] = ()
+    `counts`: all of them together, so that how much is owed is a subtraction.
+    """
+
+    summaries: tuple[Summary, ...]
+    counts: int
+
+    @classmethod
+    def of(cls, summaries: tuple[Summary, ...]) -> "Totals":
+        """The totals that these summaries state."""
+        return cls(summaries, count(summaries))
 
     def plus(self, batch: Iterable[Summary]) -> "Totals":
         """These totals with a batch counted in.
 
         Raises TooManyOrderTypes when the key would have more than 32.
         """
-        summaries = list(self.summaries)
+        summaries, counts = list(self.summaries), self.counts
         for added in batch:
+            counts += added.created + added.cancelled
             # A walk, not a mapping: a key has two to four types as a rule, and never more than 32.
             for index, before in enumerate(summaries):
                 if before.order_type == added.order_type:
@@ -76,7 +86,7 @@ class Totals(Struct, frozen=True, gc=False):
                 if len(summaries) == MAX_ORDER_TYPES:
                     raise TooManyOrderTypes(MAX_ORDER_TYPES)
                 summaries.append(added)
-        return Totals(tuple(summaries))
+        return Totals(tuple(summaries), counts)
 
     def minus(self, earlier: "Totals") -> tuple[Summary, ...]:
         """What was counted since `earlier` totals of the same key; types without a change are left out."""
@@ -89,8 +99,16 @@ class Totals(Struct, frozen=True, gc=False):
         return (*changed, *self.summaries[known:])
 
 
-NOTHING = Totals()
+NOTHING = Totals((), 0)
 """The totals of a key before its first batch."""
+
+
+def count(summaries: Iterable[Summary]) -> int:
+    """How many orders they count, created and cancelled."""
+    counts = 0
+    for summary in summaries:
+        counts += summary.created + summary.cancelled
+    return counts
 
 
 class Row(Struct, frozen=True, gc=False):

@@ -290,6 +290,7 @@ class BaseHandler(RequestHandler):
 
     def log_refusal(self, error: TallywireError) -> None:
         """See `log_refusal`."""
+        self.services.hub.counters.answers_refused[error.code] += 1
         log_refusal(error, self.request_id, str(self.request.method), self.request.path)
 
     def allowed_methods(self) -> tuple[str, ...]:

@@ -376,6 +376,37 @@ _CONNECTIONS = Operation(
     errors=(InvalidQuery,),
 )
 
+_METRIC = (
+    "# HELP tallywire_emit_calls_total Calls of POST /internal/emit whose body has arrived.\n"
+    "# TYPE tallywire_emit_calls_total counter\n"
+    "tallywire_emit_calls_total 42.0\n"
+)
+
+_OPENMETRIC = (
+    "# HELP tallywire_emit_calls Calls of POST /internal/emit whose body has arrived.\n"
+    "# TYPE tallywire_emit_calls counter\n"
+    "tallywire_emit_calls_total 42.0\n"
+    "# EOF\n"
+)
+
+_METRICS = Operation(
+    method="GET",
+    name="metrics",
+    summary="Metrics",
+    description="Everything that is counted and measured, for a monitoring system to scrape.",
+    access=READ,
+    answers=(
+        Answer(
+            200,
+            "As Prometheus writes it, or as OpenMetrics where Accept names that.",
+            (
+                Content("text/plain", {"one of them": _METRIC}, str),
+                Content("application/openmetrics-text", {"one of them": _OPENMETRIC}, str),
+            ),
+        ),
+    ),
+)
+
 _HOURLY = Operation(
     method="GET",
     name="hourly",
@@ -688,6 +719,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("internal",), "/internal/users/{user}", (_DELETE_USER,)),
     Route(("public", "internal"), "/healthz/live", (_health("GET", "live"), _health("HEAD", "live"))),
     Route(("public", "internal"), "/healthz/ready", (_health("GET", "ready"), _health("HEAD", "ready"))),
+    Route(("internal",), "/metrics", (_METRICS,)),
     Route(("internal",), "/openapi.json", (_OPENAPI,)),
 )
 

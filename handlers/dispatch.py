@@ -147,6 +147,7 @@ class Exchange:
     def refuse(self, error: TallywireError, headers: Headers = ()) -> None:
         """Answer with a problem."""
         facts = self._facts()
+        self.connection.count_refusal(error)
         log_refusal(error, self.request_id, facts["method"], facts["path"])
         self.respond(error.status, (*problem_headers(error), *headers), problem_body(error, self.request_id))
 
@@ -281,6 +282,7 @@ class StreamExchange:
         if not isinstance(refusal, Unavailable) or not accepts_event_stream(exchange.request.header(b"accept") or ""):
             exchange.refuse(refusal, self._cors_headers)
             return
+        exchange.connection.count_refusal(refusal)
         log_refusal(refusal, exchange.request_id, "GET", "/stream")
         block = self._services.hub.closing_block("busy", options)
         exchange.respond(200, self._cors_headers, block, (*STREAM_HEADERS, *SERVER_HEADER))

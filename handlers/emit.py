@@ -19,6 +19,7 @@ from msgspec import UNSET, Raw, Struct
 from tornado.iostream import StreamClosedError
 
 from core.aggregation import Aggregation, unreadable
+from core.counters import Counters
 from core.errors import (
     BodyTooLarge,
     FieldProblem,
@@ -161,6 +162,7 @@ def emit(hub: Hub, request: EmitRequest, respond: Respond) -> None:
     What is short is read in this step of the loop, anything else in slices with pauses between them. That spares most
     emits a task, and gives up at most a millisecond or two of the loop.
     """
+    hub.counters.emit_calls += 1
     try:
         _Call(hub, request, respond).begin()
     except TallywireError as refusal:
@@ -198,6 +200,7 @@ class _Call(EmitCall):
 
     def resolved(self) -> None:
         """See `EmitCall`."""
+        _count(self._hub.counters, self.answers, self.error)
         if self.error is not None:
             self._respond(self.error)
             return
@@ -407,6 +410,23 @@ def _wire_answer(answer: Answer, label: _Label, request_id: str) -> EmitAnswer:
     if isinstance(answer, TallywireError):
         return Rejected(problem_of(answer, request_id), label.idempotency_key or UNSET)
     return answer
+
+
+def _count(counters: Counters, answers: Sequence[Answer], error: TallywireError | None) -> None:
+    """What became of the batches of a call; with an error none of them is accepted, as far as we know."""
+    if error is not None:
+        counters.rejected += len(answers)
+        return
+    for answer in answers:
+        if isinstance(answer, Accepted):
+            if answer.duplicate:
+                counters.duplicates += 1
+            else:
+                counters.accepted += 1
+        elif isinstance(answer, Skipped):
+            counters.skipped += 1
+        else:
+            counters.rejected += 1
 
 
 def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: str) -> None:

@@ -21,6 +21,7 @@ from typing import Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from msgspec import Struct
 
+from core.counters import Counters
 from core.errors import HeadTooLarge, MalformedRequest, TallywireError
 from core.pace import Pace
 from handlers.base import answer_bytes, log_refusal, problem_body, problem_headers, request_id
@@ -147,6 +148,7 @@ class Front:
         readiness: Readiness,
         accepts: Pace | None = None,
         room: Callable[[], int] = lambda: sys.maxsize,
+        counters: Counters | None = None,
     ) -> None:
         self.dispatch = dispatch
         self.limits = limits
@@ -154,6 +156,7 @@ class Front:
         self.readiness = readiness
         self.accepts = accepts or Pace(0)
         self.room = room
+        self.counters = counters or Counters()
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
         self._newcomers: deque[socket.socket] = deque()
@@ -656,12 +659,17 @@ class FrontConnection:
             responder.on_connection_close()
         request = request or Request()
         known_as = request_id(request.header(b"x-request-id") or "")
+        self.count_refusal(error)
         log_refusal(error, known_as, request.method.decode("latin-1"), request.path.decode("latin-1"))
         headers = (*problem_headers(error), ("Connection", "close"))
         self._ends = self._lingers = True
         self.write(answer_bytes(error.status, headers, known_as, problem_body(error, known_as)))
         if not self._unsent:
             self._on_all_sent()
+
+    def count_refusal(self, error: TallywireError) -> None:
+        """It has been answered with this problem."""
+        self._front.counters.answers_refused[error.code] += 1
 
     def when_sent(self, callback: Callable[[], None]) -> None:
         """Call back once everything written has left, or the connection has ended."""

@@ -4,6 +4,7 @@ from tornado.web import Application, url
 
 from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
 from handlers.emit import EmitHandler
+from handlers.metrics import MetricsHandler
 from handlers.openapi import OpenapiHandler
 from handlers.operations import (
     BatchesHandler,
@@ -47,6 +48,7 @@ def internal(services: Services) -> Application:
         (r"/internal/users/([^/]+)", UserHandler),
         (r"/healthz/live", LiveHandler),
         (r"/healthz/ready", ReadyHandler),
+        (r"/metrics", MetricsHandler),
         (r"/openapi\.json", OpenapiHandler),
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
+from core.counters import Distribution
 from core.errors import Busy, IdempotencyConflict, TooManyOrderTypes, Unavailable
 from core.models import Summary
 from core.totals import Row
@@ -146,6 +147,23 @@ def sort_out(work: Sequence[Work]) -> tuple[list[Commit], list[Deletion | Revoke
     return commits, rare, [each for each in work if isinstance(each, Load)]
 
 
+class Figures:
+    """What a journal says of its work. Written by whoever does it, read anywhere.
+
+    `used_bytes` is what `JournalLimits.max_bytes` bounds; both are 0 in memory.
+    """
+
+    __slots__ = ("commit_batches", "commit_seconds", "max_bytes", "used_bytes")
+
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.commit_seconds = Distribution(
+            0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
+        )
+        self.commit_batches = Distribution(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+        self.used_bytes = 0
+        self.max_bytes = max_bytes
+
+
 Deliver = Callable[[Sequence[Work]], None]
 
 
@@ -187,11 +205,17 @@ class Journal(ABC):
     epoch: str
     revocations: Sequence[RevocationRecord]
     """Those that were there when it was opened."""
+    figures: Figures
 
     @property
     @abstractmethod
     def refusal(self) -> Unavailable | None:
         """Why an emit would be refused now; None when emits are taken."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How much work waits to be begun."""
 
     @abstractmethod
     def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:

@@ -17,6 +17,7 @@ from core.journal.base import (
     Deletion,
     Deliver,
     Entry,
+    Figures,
     HourCounts,
     IdempotencyKey,
     Journal,
@@ -110,6 +111,7 @@ class MemoryJournal(Journal):
     ) -> None:
         self.epoch = new_epoch()
         self.revocations: Sequence[RevocationRecord] = ()
+        self.figures = Figures()
         self._call_soon = call_soon
         self._clock = clock
         self._monotonic_ms = monotonic_ms
@@ -128,6 +130,10 @@ class MemoryJournal(Journal):
     @property
     def refusal(self) -> Unavailable | None:
         return None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:  # noqa: ARG002  # it never fails
         self._deliver = deliver
@@ -257,6 +263,7 @@ class MemoryJournal(Journal):
         return [*commits, *rare, *loads]
 
     def _commit(self, commits: list[Commit]) -> Iterator[None]:
+        begun = self._clock()
         transaction = Transaction(self, self._monotonic_ms())
         for commit in commits:
             outcomes = transaction.record(commit.entries[:STEP_ENTRIES])
@@ -276,6 +283,8 @@ class MemoryJournal(Journal):
                 self._remembered.pop(key, None)
                 self._remembered[key] = record
             self._trim(transaction.aged_ms, TRIM_STEP_ROWS + len(accepted))
+            self.figures.commit_seconds.add(self._clock() - begun)
+            self.figures.commit_batches.add(len(accepted))
 
     def _append(self, accepted: list[tuple[Row, Entry]], aged_ms: int) -> None:
         for row, entry in accepted:

@@ -48,6 +48,11 @@ class Worker(Generic[T]):
             self._call_soon(self._hand_over)
         self._handed_in.append(item)
 
+    @property
+    def waiting(self) -> int:
+        """How many have not been begun with. To be called on the loop."""
+        return len(self._handed_in) + self._waiting.qsize()
+
     def is_idle(self) -> bool:
         """Nothing waits."""
         return self._waiting.empty()

@@ -393,5 +393,5 @@ class Model:
             count = counts.setdefault(summary.order_type, [0, 0])
             count[0] += summary.created
             count[1] += summary.cancelled
-        totals = Totals(tuple(Summary(order_type, *count) for order_type, count in counts.items()))
+        totals = Totals.of(tuple(Summary(order_type, *count) for order_type, count in counts.items()))
         return Row(newest.user_id, newest.strategy_id, len(of_user), len(of_key), newest.accepted_ms, totals)

@@ -1,4 +1,4 @@
-"""Tokens, tickets and keys go in, and come out nowhere: not in the log, not in an answer."""
+"""Tokens, tickets and keys go in, and come out nowhere: not in the log, not in an answer, not in the metrics."""
 
 import json
 import time
@@ -71,6 +71,12 @@ def test_no_secret_leaves_the_server(front: str, tmp_path: Path) -> None:
                 ("GET", "/nowhere"),
             ):
                 ask(method, server.internal + path, Authorization=f"Bearer {key}")
+        for accept in ("text/plain", "application/openmetrics-text"):
+            scraped = requests.get(
+                f"{server.internal}/metrics", headers={"Authorization": f"Bearer {KEY}", "Accept": accept}, timeout=20
+            )
+            assert 'answers_refused_total{code="unauthorized"}' in scraped.text
+            said.append(scraped.text)
         assert server.stop() == 0
         said.append(server.log.read_text())
 

@@ -32,6 +32,7 @@ ROLE_OF_ROUTE: dict[str, tuple[str, Role]] = {
     "/internal/keys/7/3": ("GET", "read"),
     "/internal/batches?user_id=7&strategy_id=3": ("GET", "read"),
     "/internal/stream": ("GET", "read"),
+    "/metrics": ("GET", "read"),
     "/internal/revoke": ("POST", "admin"),
     "/internal/users/99": ("DELETE", "admin"),
 }

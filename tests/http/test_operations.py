@@ -131,7 +131,9 @@ async def test_a_method_that_a_route_does_not_take_is_told_which_it_takes(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("path", ["/internal/emit", "/internal/connections", "/internal/keys/7/3", "/internal/batches"])
+@pytest.mark.parametrize(
+    "path", ["/internal/emit", "/internal/connections", "/internal/keys/7/3", "/internal/batches", "/metrics"]
+)
 async def test_nothing_internal_is_on_the_public_listener(
     http_client: AsyncHTTPClient, public_port: int, path: str
 ) -> None:

@@ -315,7 +315,7 @@ async def test_a_stream_is_warned_and_ends_with_its_token(
         await reader.event()
         expiring = await reader.event()
         monkeypatch.setattr(hub, "now_ms", lambda: exp * 1000)
-        subscriber = next(iter(hub.registry.subscribers))
+        subscriber = next(hub.registry.subscribers)
         hub._expiries.discard(subscriber)
         hub._expiries.add(subscriber, hub.clock(), 0)
         closing = await reader.data()

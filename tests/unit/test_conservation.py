@@ -8,16 +8,25 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from msgspec.structs import replace
 
 from core.errors import IdempotencyConflict, OutcomeUnknown
 from core.hub import EmitCall, Hub
 from core.journal.base import Work
 from core.journal.memory import MemoryJournal
-from core.models import Accepted, BatchResult, ResetReason
+from core.metrics import standing_now
+from core.models import Accepted, BatchResult, ResetReason, Revocation
 from core.publisher import STEP_SECONDS
-from core.registry import User
-from core.subscriber import State, StreamKey, Subscriber, stream_options
+from core.registry import Registry, User
+from core.subscriber import CloseReason, Frame, State, StreamKey, StreamOptions, Subscriber, stream_options
 from core.totals import Row
 from tests.unit.world import Client, World, counts_of, result
 
@@ -54,6 +63,17 @@ class Streams(RuleBasedStateMachine):
         self.world = World(max_rows=max_rows, coalesce_ms=coalesce_ms)
         self.clients: list[Client] = []
         self.answers: list[Callable[[], None]] = []
+
+    @invariant()
+    def every_count_that_is_owed_is_accounted_for(self) -> None:
+        if hasattr(self, "world"):
+            assert standing_now(self.world.hub).unaccounted == 0
+
+    @invariant()
+    def nothing_is_said_to_be_delivered_that_has_not_left(self) -> None:
+        if hasattr(self, "world"):
+            sent = sum(connection.counts_sent() for connection in self.world.connections)
+            assert standing_now(self.world.hub).delivered <= sent
 
     # The order service.
 
@@ -185,6 +205,14 @@ class Streams(RuleBasedStateMachine):
         epoch = self.world.journal.epoch
         client.connect({"malformed": "42", "epoch": "0" * 13 + "-1", "future": f"{epoch}-{10**6}"}[kind])
 
+    @rule(user_id=USERS)
+    def delete_the_user(self, user_id: int) -> None:
+        self.world.start(self.world.hub.delete_user(user_id))
+
+    @rule(user_id=USERS)
+    def say_goodbye(self, user_id: int) -> None:
+        self.world.start(self.world.hub.revoke(Revocation(user_id)))
+
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
@@ -193,6 +221,8 @@ class Streams(RuleBasedStateMachine):
             world.seconds_a_look = 0
             world.settle()
             for client in self.clients:
+                if client.connection is not None and client.connection.state is State.CLOSING:
+                    client.connection.let_in(None)
                 client.read()
                 if not client.is_open:
                     client.reconnect()
@@ -209,7 +239,7 @@ class Streams(RuleBasedStateMachine):
                 check()
             for client in self.clients:
                 client.cut()
-            assert not world.hub.registry.subscribers
+            assert not len(world.hub.registry)
             assert not world.hub.registry._users
         finally:
             world.close()
@@ -285,9 +315,9 @@ def keys_of_one_stream_one_by_one() -> Iterator[None]:
                 frame = self._frame([key])
                 self.marks = self.marks | {key.strategy_id: key.head}
                 self.n = key.head.n
-                self.send(frame)
+                self.hand_over(frame.data, frame.counts)
 
-    def only(self: Subscriber, behind: list[StreamKey]) -> bytes:
+    def only(self: Subscriber, behind: list[StreamKey]) -> Frame:
         return self.encode_alone(behind[0])
 
     with (
@@ -343,6 +373,134 @@ def published_although_the_commit_failed() -> Iterator[None]:
 
     with mock.patch.object(Hub, "_steps_of", steps_of):
         yield
+
+
+@contextmanager
+def delivered_when_handed_over() -> Iterator[None]:
+    original = Subscriber.hand_over
+
+    def hand_over(self: Subscriber, data: bytes, counts: int) -> None:
+        self.counters.counts_delivered += counts
+        original(self, data, 0)
+
+    with mock.patch.object(Subscriber, "hand_over", hand_over):
+        yield
+
+
+@contextmanager
+def rest_forgotten() -> Iterator[None]:
+    original = Subscriber.hand_over
+
+    def hand_over(self: Subscriber, data: bytes, counts: int) -> None:
+        original(self, data, counts)
+        self._unsent_counts = 0
+
+    with mock.patch.object(Subscriber, "hand_over", hand_over):
+        yield
+
+
+@contextmanager
+def nothing_abandoned() -> Iterator[None]:
+    original = Subscriber.close
+
+    def close(self: Subscriber, reason: CloseReason) -> None:
+        before = self.counters.counts_abandoned
+        original(self, reason)
+        self.counters.counts_abandoned = before
+
+    with mock.patch.object(Subscriber, "close", close):
+        yield
+
+
+@contextmanager
+def nothing_owed_at_a_resume() -> Iterator[None]:
+    original = Subscriber.begin
+
+    def begin(self: Subscriber, opening: bytes, n: int, marks: dict[int, Row]) -> None:
+        before = self.counters.counts_owed
+        original(self, opening, n, marks)
+        self.counters.counts_owed = before
+
+    with mock.patch.object(Subscriber, "begin", begin):
+        yield
+
+
+@contextmanager
+def followers_of_everything_forgotten() -> Iterator[None]:
+    original = Registry.count_owed
+
+    def count_owed(self: Registry, user: User, key: StreamKey) -> int:
+        return original(self, user, key) - len(user.everything or ())
+
+    with mock.patch.object(Registry, "count_owed", count_owed):
+        yield
+
+
+@contextmanager
+def owed_before_it_has_begun() -> Iterator[None]:
+    original = Registry.look_at
+
+    def look_at(self: Registry, subscriber: Subscriber) -> None:
+        if subscriber.state is not State.OPENING:
+            original(self, subscriber)
+
+    with mock.patch.object(Registry, "look_at", look_at):
+        yield
+
+
+@contextmanager
+def owed_behind_its_farewell() -> Iterator[None]:
+    original = Registry.look_at
+
+    def look_at(self: Registry, subscriber: Subscriber) -> None:
+        if subscriber.state is not State.CLOSING:
+            original(self, subscriber)
+
+    with mock.patch.object(Registry, "look_at", look_at):
+        yield
+
+
+@contextmanager
+def farewell_without_what_is_owed() -> Iterator[None]:
+    original = Subscriber._take
+
+    def take(self: Subscriber, behind: list[StreamKey]) -> Frame:
+        return replace(original(self, behind), counts=0)
+
+    with mock.patch.object(Subscriber, "_take", take):
+        yield
+
+
+@contextmanager
+def another_frame_for_all_after_the_first() -> Iterator[None]:
+    def shared_frame(self: StreamKey, after: int, options: StreamOptions, encode: Callable[[], Frame]) -> Frame:
+        return replace(encode(), counts=1)
+
+    with mock.patch.object(StreamKey, "shared_frame", shared_frame):
+        yield
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        delivered_when_handed_over,
+        rest_forgotten,
+        nothing_abandoned,
+        nothing_owed_at_a_resume,
+        followers_of_everything_forgotten,
+        owed_before_it_has_begun,
+        owed_behind_its_farewell,
+        farewell_without_what_is_owed,
+        another_frame_for_all_after_the_first,
+    ],
+    ids=lambda mistake: mistake.__name__,
+)
+def test_the_invariants_of_the_counts_see_a_planted_mistake(
+    mistake: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Mistakes in the book-keeping alone: no client would notice."""
+    with mistake(), pytest.raises(AssertionError):
+        run(max_examples=1000, phases=[Phase.generate])
 
 
 @pytest.mark.parametrize(

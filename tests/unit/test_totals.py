@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from core.errors import TooManyOrderTypes
 from core.models import MAX_ID, Summary
-from core.totals import MAX_ORDER_TYPES, Position, Row, Totals, difference, new_epoch
+from core.totals import MAX_ORDER_TYPES, NOTHING, Position, Row, difference, new_epoch
 
 ORDER_TYPES = st.sampled_from(["LIMIT", "MARKET", "STOP_LIMIT", "STOP_MARKET"])
 SUMMARIES = st.lists(
@@ -41,7 +41,7 @@ def test_difference_of_two_rows_is_the_sum_of_the_batches_between_them(
 
 @given(st.lists(SUMMARIES, min_size=1))
 def test_differences_list_order_types_in_the_order_the_key_first_saw_them(batches: list[list[Summary]]) -> None:
-    totals, first_seen = Totals(), dict[str, None]()
+    totals, first_seen = NOTHING, dict[str, None]()
     for batch in batches:
         before, totals = totals, totals.plus(batch)
         first_seen.update({summary.order_type: None for summary in batch})
@@ -50,7 +50,7 @@ def test_differences_list_order_types_in_the_order_the_key_first_saw_them(batche
 
 
 def test_totals_of_more_than_32_order_types_cannot_be_built() -> None:
-    full = Totals().plus([Summary(f"T{index}", 1, 0) for index in range(MAX_ORDER_TYPES)])
+    full = NOTHING.plus([Summary(f"T{index}", 1, 0) for index in range(MAX_ORDER_TYPES)])
 
     with pytest.raises(TooManyOrderTypes):
         full.plus([Summary("ONE_MORE", 1, 0)])

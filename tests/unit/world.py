@@ -43,6 +43,15 @@ def result(order_type: str = "LIMIT", event_type: str = "order_created") -> Batc
     return BatchResult(True, order_type, event_type)
 
 
+def _orders_in(data: dict[str, Any]) -> int:
+    """Counted by a frame of any shape, by its data line."""
+    if "updates" in data:
+        return sum(map(_orders_in, data["updates"]))
+    if "stream" not in data:
+        return 0
+    return sum(counts_of(data.get("data", data)["summaries"]).values())
+
+
 class Schedule:
     """Functions to be called when the test says so."""
 
@@ -95,6 +104,15 @@ class FakeConnection(Subscriber):
         self.is_gone = False
         self.is_watched = False
         self.is_released = False
+        self._parser = EventParser()
+        self._parsed_bytes = self._counts = 0
+
+    def counts_sent(self) -> int:
+        """Orders in the frames that the kernel has taken to their last byte, as a client reads them."""
+        for event in self._parser.feed(bytes(self.sent[self._parsed_bytes :])):
+            self._counts += _orders_in(json.loads(event.data))
+        self._parsed_bytes = len(self.sent)
+        return self._counts
 
     def transmit(self, data: bytes | memoryview) -> int:
         if self.is_gone:
@@ -136,7 +154,14 @@ class Call(EmitCall):
 class World:
     """One server. `accepted` is the independent account: (user, strategy) to [(n, counts)], in order of delivery."""
 
-    def __init__(self, *, max_rows: int = 1000, coalesce_ms: int = 0, max_age_seconds: float = 0) -> None:
+    def __init__(
+        self,
+        *,
+        max_rows: int = 1000,
+        coalesce_ms: int = 0,
+        max_age_seconds: float = 0,
+        max_connections: int = 1000,
+    ) -> None:
         self.loop = asyncio.new_event_loop()
         self.commits, self.steps = Schedule(), Schedule()
         self.timers: list[Callable[[], None]] = []
@@ -147,9 +172,18 @@ class World:
         self.now_ms = 1_000
         self.accepted: dict[tuple[int, int], list[tuple[int, Counter[tuple[str, str]]]]] = defaultdict(list)
         self.heads: Counter[int] = Counter()
+        self.deleted: dict[int, list[int]] = defaultdict(list)
+        """The places at which a user was deleted: what was counted before is not counted behind them."""
         self.hub = Hub(
             self.journal,
-            HubLimits(15, 1000, coalesce_ms, max_connections=1000, max_age_seconds=max_age_seconds, grant_seconds=3600),
+            HubLimits(
+                15,
+                1000,
+                coalesce_ms,
+                max_connections=max_connections,
+                max_age_seconds=max_age_seconds,
+                grant_seconds=3600,
+            ),
             call_soon=self.steps.add,
             call_later=lambda _seconds, function: self.timers.append(function),
             spawn=self._spawn,
@@ -160,6 +194,7 @@ class World:
         self.journal.start = lambda deliver, fail: start(self._recording(deliver), fail)  # type: ignore[method-assign]
         self.hub.start(self._fail)
         self.tasks: list[asyncio.Task[Any]] = []
+        self.connections: list[FakeConnection] = []
 
     # Time.
 
@@ -256,6 +291,7 @@ class World:
     ) -> list[TallywireError]:
         """Open a stream on a connection, unless it has ended by then; answers what it is refused with."""
         refusals: list[TallywireError] = []
+        self.connections.append(connection)
 
         def connect() -> FakeConnection | None:
             return None if connection.has_ended else connection
@@ -275,8 +311,9 @@ class World:
     def totals_at(self, user_id: int, strategy_id: int, n: int) -> Counter[tuple[str, str]]:
         """What had been accepted for the key up to n, by the independent account."""
         total: Counter[tuple[str, str]] = Counter()
+        floor = max((at for at in self.deleted[user_id] if at <= n), default=0)
         for at, counts in self.accepted[user_id, strategy_id]:
-            if at <= n:
+            if floor < at <= n:
                 total += counts
         return total
 
@@ -299,6 +336,7 @@ class World:
                 elif isinstance(work, Deletion) and work.n:
                     # A place that no batch has.
                     self.heads[work.user_id] = work.n
+                    self.deleted[work.user_id].append(work.n)
             deliver(finished)
 
         return record
@@ -383,6 +421,9 @@ class Client:
         if self.options.shape == "envelope":
             assert data["type"] == event.event
             data = data.get("data", data) if event.event != "order_batch_update" else data
+        if self._expects_first and event.event == "stream_closing":
+            # It was told to go before it had begun: its position is what it was.
+            return
         assert self._expects_first == (event.event in ("stream_open", "stream_reset"))
         self._expects_first = False
         match event.event:

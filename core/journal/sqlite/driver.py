@@ -71,6 +71,7 @@ class SqliteJournal(Journal):
                 f"the journal {path} cannot be used: {error}. Restore a backup, or choose another file with --journal."
             ) from error
         self.revocations = self._writer.revocations
+        self.figures = self._writer.figures
         self._deliver: Deliver = lambda _work: None
         self._fail: Callable[[JournalFailed], None] | None = None
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -80,6 +81,10 @@ class SqliteJournal(Journal):
     @property
     def refusal(self) -> Unavailable | None:
         return self._writer.refusal
+
+    @property
+    def waiting(self) -> int:
+        return 0 if self._worker is None else self._worker.waiting
 
     def start(self, deliver: Deliver, fail: Callable[[JournalFailed], None]) -> None:
         self._deliver = deliver

@@ -130,7 +130,7 @@ def unpack_hours(text: str) -> list[HourCounts]:
 
 def _row(packed: PackedRow) -> Row:
     user_id, strategy_id, n, number, accepted_ms, totals = packed
-    return Row(user_id, strategy_id, n, number, accepted_ms, Totals(_summaries(totals)))
+    return Row(user_id, strategy_id, n, number, accepted_ms, Totals.of(_summaries(totals)))
 
 
 def _summaries(packed: PackedSummaries) -> tuple[Summary, ...]:

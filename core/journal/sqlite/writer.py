@@ -13,6 +13,7 @@ What a failure means is decided in `_failure`:
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -23,6 +24,7 @@ from core.journal.base import (
     Commit,
     Deletion,
     Entry,
+    Figures,
     IdempotencyKey,
     JournalFailed,
     JournalLimits,
@@ -80,6 +82,7 @@ class Writer:
         self.refusal: Unavailable | None = None
         """Why emits are refused now."""
         self.failed: JournalFailed | None = None
+        self.figures = Figures(limits.max_bytes)
         self._file = file
         self._connection = file.connection
         self._limits = limits
@@ -94,7 +97,6 @@ class Writer:
         self._clock_offset_ms: int = aged_ms - monotonic_ms()
         self._remembered: Mapping[IdempotencyKey, Remembered] = {}
         """The records of the keys in the transaction that is being worked on."""
-        self._used_bytes = 0
         self._maintained_seq = self._worked_off_seq = self._last_seq
         self._maintained_ms = self._aged_ms()
         self._look()
@@ -149,7 +151,11 @@ class Writer:
         if transaction.accepted:
             if self.refusal is not None:
                 return self.refusal
-            self.accept(self._statements(transaction))
+            statements = self._statements(transaction)
+            begun = time.perf_counter()
+            self.accept(statements)
+            self.figures.commit_seconds.add(time.perf_counter() - begun)
+            self.figures.commit_batches.add(len(transaction.accepted))
             self._apply(transaction)
         return None
 
@@ -336,7 +342,7 @@ class Writer:
     def _trim_to(self, oldest_row_ms: int | None, oldest_ms: int, step: int) -> int:
         """The seq up to which rows are too many, too old, or take too much room; at most one step ahead."""
         too_many = self._last_seq - self._limits.max_rows
-        takes_too_much = self._used_bytes > self._limits.max_bytes * SOFT_LIMIT
+        takes_too_much = self.figures.used_bytes > self._limits.max_bytes * SOFT_LIMIT
         is_too_old = oldest_row_ms is not None and oldest_row_ms < oldest_ms
         if oldest_row_ms is None or not (takes_too_much or is_too_old or too_many > self._trimmed_to):
             return self._trimmed_to
@@ -360,10 +366,10 @@ class Writer:
     def _look(self) -> None:
         """Is there room?"""
         pages, free_pages, page_bytes = self._connection.execute(schema.SIZES).fetchone()
-        self._used_bytes = (pages - free_pages) * page_bytes
+        self.figures.used_bytes = (pages - free_pages) * page_bytes
         if not self._file.reserve.hold():
             self._refuse(DiskFull())
-        elif self._used_bytes >= self._limits.max_bytes and self._trimmed_to >= self._last_seq:
+        elif self.figures.used_bytes >= self._limits.max_bytes and self._trimmed_to >= self._last_seq:
             self._refuse(JournalFull(self._limits.max_bytes))
         else:
             self._refuse(None)
@@ -373,7 +379,7 @@ class Writer:
             if refusal is None:
                 _log.warning("Emits are taken again")
             else:
-                facts = {"code": refusal.code, "journal": str(self._file.path), "used_bytes": self._used_bytes}
+                facts = {"code": refusal.code, "journal": str(self._file.path), "used_bytes": self.figures.used_bytes}
                 _log.error("Emits are refused", extra=facts)
         self.refusal = refusal
 
