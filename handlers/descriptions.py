@@ -687,6 +687,26 @@ _OPENAPI = Operation(
     errors=(Forbidden,),
 )
 
+
+def _browser_client(method: Literal["GET", "HEAD"]) -> Operation:
+    body = (Content("text/javascript; charset=utf-8", {"its beginning": "/** Tallywire's client */"}, type=str),)
+    return Operation(
+        method=method,
+        name="browserClient" if method == "GET" else "browserClientHead",
+        summary="The client for browsers",
+        description="One ES module without dependencies, for pages of any origin. docs/clients.md says how to use it.",
+        access=OPEN,
+        answers=(
+            Answer(
+                200,
+                "The module.",
+                body if method == "GET" else (),
+                {"Cache-Control": "no-cache: ask again each time.", "Access-Control-Allow-Origin": "Always *."},
+            ),
+        ),
+    )
+
+
 ROUTES: tuple[Route, ...] = (
     Route(("public",), "/stream", (_stream("stream", STREAM, _READER, ""), _pre_flight("streamPreFlight"))),
     Route(("public",), "/stream/session", (_SESSION, _END_SESSION, _pre_flight("sessionPreFlight"))),
@@ -717,6 +737,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("internal",), "/internal/keys/{user}/{strategy}", (_KEY,)),
     Route(("internal",), "/internal/batches", (_BATCHES_OF,)),
     Route(("internal",), "/internal/users/{user}", (_DELETE_USER,)),
+    Route(("public",), "/tallywire.js", (_browser_client("GET"), _browser_client("HEAD"))),
     Route(("public", "internal"), "/healthz/live", (_health("GET", "live"), _health("HEAD", "live"))),
     Route(("public", "internal"), "/healthz/ready", (_health("GET", "ready"), _health("HEAD", "ready"))),
     Route(("internal",), "/metrics", (_METRICS,)),

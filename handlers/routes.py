@@ -4,6 +4,7 @@ from tornado.web import Application, url
 
 from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
 from handlers.emit import EmitHandler
+from handlers.files import BrowserClientHandler
 from handlers.metrics import MetricsHandler
 from handlers.openapi import OpenapiHandler
 from handlers.operations import (
@@ -29,6 +30,7 @@ def public(services: Services) -> Application:
         (r"/stream/ticket", TicketHandler),
         (r"/totals", TotalsHandler),
         (r"/statistics/hourly", OwnHoursHandler),
+        (r"/tallywire\.js", BrowserClientHandler),
         (r"/healthz/live", LiveHandler),
         (r"/healthz/ready", ReadyHandler),
     )

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from tests.e2e.wire import connected, cut
 
@@ -36,7 +37,7 @@ class CuttingProxy:
         self._is_closing = False
         self.base = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> "CuttingProxy":
+    def __enter__(self) -> Self:
         self._start(self._accept)
         return self
 
@@ -58,8 +59,8 @@ class CuttingProxy:
             self._resets = resets
             for client, server in self._pairs:
                 # Reading ends, so that both directions wake up; how the client learns of it is up to `_serve`.
-                _end(client, socket.SHUT_RD)
-                _end(server)
+                end(client, socket.SHUT_RD)
+                end(server)
         self.is_cut.set()
 
     def cut_behind(self, pattern: bytes) -> None:
@@ -105,45 +106,47 @@ class CuttingProxy:
 
     def _pass_up(self, client: socket.socket, server: socket.socket) -> None:
         head = b""
-        while data := _received(client):
+        while data := received(client):
             if b"\r\n\r\n" not in head:
                 head += data
                 if b"\r\n\r\n" in head:
                     self.requests.append(head.decode("latin-1"))
-            if not _sent(server, data):
+            if not sent(server, data):
                 break
-        _end(server)
+        end(server)
 
     def _pass_down(self, server: socket.socket, client: socket.socket) -> None:
         armed: re.Pattern[bytes] | None = None
         seen, tail = b"", b""
-        while data := _received(server):
+        while data := received(server):
             if self._cut_behind is not armed:
                 armed, seen = self._cut_behind, b""
             if armed is not None:
                 found = armed.search(seen + data)
                 if found:
                     self._cut_behind = None
-                    _sent(client, data[: found.end() - len(seen)])
+                    sent(client, data[: found.end() - len(seen)])
                     self.cut()
                     break
                 seen += data
             self.heartbeats += (tail + data).count(COMMENT_IN_A_CHUNK)
             tail = (tail + data)[-len(COMMENT_IN_A_CHUNK) + 1 :]
-            if not _sent(client, data):
+            if not sent(client, data):
                 break
-        _end(server)
-        _end(client, socket.SHUT_RD)
+        end(server)
+        end(client, socket.SHUT_RD)
 
 
-def _received(sock: socket.socket) -> bytes:
+def received(sock: socket.socket) -> bytes:
+    """What has come, nothing at the end."""
     try:
         return sock.recv(65536)
     except OSError:
         return b""
 
 
-def _sent(sock: socket.socket, data: bytes) -> bool:
+def sent(sock: socket.socket, data: bytes) -> bool:
+    """Whether it could be."""
     try:
         sock.sendall(data)
     except OSError:
@@ -151,7 +154,8 @@ def _sent(sock: socket.socket, data: bytes) -> bool:
     return True
 
 
-def _end(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+def end(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """Shut it down, as far as it is open."""
     try:
         sock.shutdown(how)
     except OSError:

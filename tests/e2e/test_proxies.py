@@ -368,7 +368,7 @@ def test_the_routes_of_readers_are_forwarded_and_nothing_else(site: Site) -> Non
     services = Services(None, Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
     public, internal = (
         [
-            rule.matcher.regex.pattern.removesuffix("$").replace("([^/]+)", "7")
+            rule.matcher.regex.pattern.removesuffix("$").replace("([^/]+)", "7").replace(r"\.", ".")
             for rule in application.wildcard_router.rules
             if isinstance(rule.matcher, PathMatches)
         ]
