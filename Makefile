@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(shell command -v npm)
 
-.PHONY: run test check bench bench-peers bench-quick torture format clean
+.PHONY: run test check bench bench-peers bench-quick torture screenshots format clean
 
 run: $(VENV)/.run-installed
-	@exec $(BIN)/tallywire serve --examples
+	@exec $(BIN)/tallywire serve --examples --console-emit=on
 
 test: $(VENV)/.test-installed $(if $(NPM),tests/e2e/node_modules/.installed)
 	$(BIN)/pytest $(ARGS)
@@ -39,6 +39,10 @@ torture: $(VENV)/.test-installed
 	$(BIN)/python -m tests.torture.restart
 	TALLYWIRE_POWER_CUTS=30 TALLYWIRE_FAILING_CALLS=$(shell seq -s, 1 30) \
 		$(BIN)/pytest --durations=0 tests/e2e/test_power_cut.py tests/e2e/test_failing_disk.py
+
+# docs/console-*.png, with a day of orders running through a server; needs Chromium, and faketime for the day's hours.
+screenshots: $(VENV)/.test-installed
+	$(BIN)/python -m tests.e2e.screenshots
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

@@ -471,7 +471,7 @@ def main() -> None:
 def _serve_command() -> click.Command:
     options: list[click.Parameter] = [
         click.Option(["--config"], type=click.Path(path_type=Path), help="TOML file with settings."),
-        click.Option(["--examples"], is_flag=True, help="Print three lines to paste once the server is ready."),
+        click.Option(["--examples"], is_flag=True, help="Print lines to paste once the server is ready."),
         *map(_option, known_settings.fields()),
     ]
     return click.Command("serve", callback=_run, params=options, help="Run the server.")
@@ -531,9 +531,12 @@ def _print_examples(public: str, internal: str) -> None:
     )
     path = local_path(internal)
     to_internal = internal if path is None else f"--unix-socket {shlex.quote(path)} http://localhost"
+    # No browser opens a page of a unix socket.
+    console = f"{internal}/console/    # look, in a browser\n" if path is None else ""
     click.echo(
         f"curl -N '{public}/stream?user_id=7&strategy_id=3'    # watch a stream\n"
         f"curl {to_internal}/internal/emit -H 'Content-Type: application/json' -d '{batch}'    # emit a batch\n"
+        f"{console}"
         f"kill {os.getpid()}    # stop"
     )
 

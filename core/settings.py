@@ -224,6 +224,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["asyncio", "uvloop"],
         Meta(description="The event loop. uvloop: the one of that package, which must be installed."),
     ] = "asyncio"
+    console_emit: Annotated[
+        Literal["off", "on"],
+        Meta(
+            description="Whether the console has a form that sends a test batch; whoever uses it needs what every "
+            "emit needs."
+        ),
+    ] = "off"
     shutdown_delay_seconds: Annotated[
         int,
         Meta(

@@ -3,6 +3,7 @@
 from tornado.web import Application, url
 
 from handlers.base import BaseHandler, NotFoundHandler, Services, log_request
+from handlers.console import ConsoleConfigHandler, ConsoleHandler, ConsoleRedirectHandler
 from handlers.emit import EmitHandler
 from handlers.files import BrowserClientHandler
 from handlers.metrics import MetricsHandler
@@ -52,6 +53,9 @@ def internal(services: Services) -> Application:
         (r"/healthz/ready", ReadyHandler),
         (r"/metrics", MetricsHandler),
         (r"/openapi\.json", OpenapiHandler),
+        (r"/console", ConsoleRedirectHandler),
+        (r"/console/config\.json", ConsoleConfigHandler),
+        (r"/console/(.*)", ConsoleHandler),
     )
 
 

@@ -96,6 +96,15 @@ def test_the_examples_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "curl --unix-socket '/run/my app/internal.sock' http://localhost/internal/emit -H" in capsys.readouterr().out
 
 
+def test_the_examples_name_the_console_where_a_browser_can_open_it(capsys: pytest.CaptureFixture[str]) -> None:
+    server._print_examples("http://127.0.0.1:1", "http://127.0.0.1:2")
+    over_tcp = capsys.readouterr().out
+    server._print_examples("http://127.0.0.1:1", "unix:/run/internal.sock")
+
+    assert "http://127.0.0.1:2/console/    # look, in a browser\n" in over_tcp
+    assert "console" not in capsys.readouterr().out
+
+
 # ---- the file
 
 

@@ -64,7 +64,7 @@ def test_every_event_and_reason_is_in_the_reference() -> None:
 
 def test_every_route_is_in_the_reference() -> None:
     services = Services(None, settings.Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
-    documented = REFERENCE.replace("{user}", "([^/]+)").replace("{strategy}", "([^/]+)")
+    documented = REFERENCE.replace("{user}", "([^/]+)").replace("{strategy}", "([^/]+)").replace("{file}", "(.*)")
 
     for application in (routes.public(services), routes.internal(services)):
         for rule in application.wildcard_router.rules:

@@ -84,6 +84,8 @@ def served() -> dict[Place, type[RequestHandler]]:
         for rule in application.wildcard_router.rules:
             assert isinstance(rule.matcher, PathMatches)
             path = rule.matcher.regex.pattern.removesuffix("$").replace("([^/]+)", "{}").replace(r"\.", ".")
+            if path.startswith("/console"):
+                continue  # pages for people, which no program calls
             for method in METHODS:
                 if getattr(rule.target, method.lower()) is not RequestHandler._unimplemented_method:
                     found[listener, path, method] = rule.target

@@ -46,6 +46,7 @@ OTHER_VALUES: dict[str, tuple[object, str]] = {
     "idempotency_hours": (14, "14"),
     "http": ("tornado", "tornado"),
     "loop": ("uvloop", "uvloop"),
+    "console_emit": ("on", "on"),
     "shutdown_delay_seconds": (19, "19"),
     "drain_seconds": (15, "15"),
     "reconnects_per_second": (21, "21"),
@@ -245,6 +246,7 @@ def test_settings_with_choices_and_lists_are_known_as_such() -> None:
         "shape": ("envelope", "flat"),
         "http": ("tornado", "lean"),
         "loop": ("asyncio", "uvloop"),
+        "console_emit": ("off", "on"),
         "log_level": ("debug", "info", "warning", "error"),
         "log_format": ("auto", "text", "json"),
     }

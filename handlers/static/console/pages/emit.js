@@ -1,0 +1,7 @@
+import { empty } from '../dom.js'
+
+export const title = 'Test batch'
+
+export function mount(root) {
+  root.append(empty('This page is not built yet.'))
+}
