@@ -285,7 +285,10 @@ def start_servers(
     origins = frozenset(settings.cors_origins)
     proxies = parse_networks(settings.proxy_addresses)
     public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local, proxies=proxies)
-    internal = Services(hub, settings, ready, Anybody(), guard=guard)
+    # An IPv6 address cannot be named in a Content-Security-Policy.
+    is_nameable = is_local and listeners.public[0].family == socket.AF_INET
+    public_url = base_url(listeners.public) if is_nameable else None
+    internal = Services(hub, settings, ready, Anybody(), public_url=public_url, guard=guard)
     descriptors = available_connections()
     public_hot = dispatch.public_hot(public)
     servers = [

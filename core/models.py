@@ -271,6 +271,15 @@ class KeyFacts(Struct, frozen=True):
     connections: int = 0
 
 
+class KeysReport(Struct, frozen=True):
+    """`GET /internal/keys/{user}`: the stream keys of a user that something was accepted for, by strategy. `has_more`:
+    further ones lie behind the last; ask again with `after` its strategy."""
+
+    user_id: int
+    keys: tuple[KeyFacts, ...]
+    has_more: bool
+
+
 class ConnectionFacts(Struct, frozen=True):
     """One open stream. `behind_batches`: how many batches of its keys it has not been sent yet."""
 

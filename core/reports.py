@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from heapq import nlargest
 
 from msgspec import UNSET, Struct
-from msgspec.structs import replace
 
 from core.errors import InvalidQuery
 from core.hub import MAX_IDEMPOTENCY_KEY, Hub, is_usable
-from core.journal.base import BatchRecord
+from core.journal.base import BatchRecord, KeyRecord
 from core.logs import dropped_lines
 from core.models import (
     MAX_ID,
@@ -18,6 +17,7 @@ from core.models import (
     ConnectionFacts,
     ConnectionsReport,
     KeyFacts,
+    KeysReport,
     LogFacts,
     LoopFacts,
     iso_timestamp,
@@ -26,6 +26,9 @@ from core.subscriber import State, Subscriber
 from core.totals import Position
 
 SLOWEST_LISTED = 20
+
+KEYS_LISTED = 200
+"""Stream keys of one answer; the next ones are asked for with `after`. With 32 order types each that is 400 KiB."""
 
 BATCHES_LISTED = 1000
 """Batches of one answer; the next ones are asked for with `after`."""
@@ -53,18 +56,16 @@ def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
 async def key_facts(hub: Hub, user_id: int, strategy_id: int) -> KeyFacts:
     """What is known of a stream key, zero and null for one that nothing was ever accepted for."""
     record = await hub.journal.key_record(user_id, strategy_id)
-    user = hub.registry.user(user_id)
-    facts = KeyFacts(user_id, strategy_id, connections=user.count_listeners(strategy_id) if user else 0)
     if record is None:
-        return facts
-    return replace(
-        facts,
-        totals=record.head.totals.summaries,
-        batches=record.head.number,
-        head=str(Position(hub.journal.epoch, record.head.n)),
-        oldest_kept=str(Position(hub.journal.epoch, record.oldest.n)),
-        last_accepted=iso_timestamp(record.head.accepted_ms),
-    )
+        return KeyFacts(user_id, strategy_id, connections=_listeners(hub, user_id, strategy_id))
+    return _key(hub, record)
+
+
+async def keys_of_user(hub: Hub, user_id: int, after_strategy: int) -> KeysReport:
+    """The stream keys of a user behind a strategy, 0 for all, 200 at most. Raises Busy."""
+    found = await hub.journal.key_records(user_id, after_strategy, KEYS_LISTED + 1)
+    keys = tuple(_key(hub, record) for record in found[:KEYS_LISTED])
+    return KeysReport(user_id, keys, len(found) > KEYS_LISTED)
 
 
 class BatchesQuestion(Struct, frozen=True):
@@ -114,6 +115,25 @@ def _place(hub: Hub, after: str) -> int:
     if position.epoch != hub.journal.epoch:
         raise InvalidQuery("after", "is a position of another epoch")
     return position.n
+
+
+def _key(hub: Hub, record: KeyRecord) -> KeyFacts:
+    head = record.head
+    return KeyFacts(
+        head.user_id,
+        head.strategy_id,
+        totals=head.totals.summaries,
+        batches=head.number,
+        head=str(Position(hub.journal.epoch, head.n)),
+        oldest_kept=str(Position(hub.journal.epoch, record.oldest.n)),
+        last_accepted=iso_timestamp(head.accepted_ms),
+        connections=_listeners(hub, head.user_id, head.strategy_id),
+    )
+
+
+def _listeners(hub: Hub, user_id: int, strategy_id: int) -> int:
+    user = hub.registry.user(user_id)
+    return user.count_listeners(strategy_id) if user else 0
 
 
 def _batch(hub: Hub, record: BatchRecord) -> BatchFacts:

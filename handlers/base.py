@@ -80,6 +80,8 @@ class Services(Struct, frozen=True):
     """Pages from there may read, with their cookies."""
     allows_loopback_origins: bool = False
     """Any page from http://localhost and http://127.0.0.1 may read: for development servers on other ports."""
+    public_url: str | None = None
+    """Of the internal listener: where pages from here may call the public one; None: nowhere."""
     guard: Guard | None = None
     """Who may ask; None: everybody."""
     proxies: Networks = ()

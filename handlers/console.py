@@ -2,6 +2,7 @@
 everyone else, with the key that their reader types.
 """
 
+from functools import lru_cache
 from importlib.metadata import version
 
 from msgspec import Struct
@@ -12,15 +13,20 @@ from handlers.files import CONTENT_TYPES, STATIC, FileHandler, StaticFile, read_
 
 CONSOLE = STATIC / "console"
 
-CONSOLE_HEADERS: Headers = (
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("Referrer-Policy", "no-referrer"),
-)
-"""Whatever a page is made to show: no script but ours runs in it, it reaches nobody but us, and nobody frames it."""
+
+@lru_cache(1)
+def console_headers(public_url: str | None) -> Headers:
+    """Whatever a page is made to show: no script but ours runs in it, it reaches nobody but us, and nobody frames it.
+    Us: this listener and, where pages from here may read its answers, the public one."""
+    connect = "'self'" if public_url is None else f"'self' {public_url}"
+    return (
+        (
+            "Content-Security-Policy",
+            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src {connect}; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+        ("Referrer-Policy", "no-referrer"),
+    )
 
 
 class ConsoleConfig(Struct, frozen=True):
@@ -30,6 +36,8 @@ class ConsoleConfig(Struct, frozen=True):
     version: str
     internal_auth: str
     console_emit: bool
+    public_url: str | None
+    """Where its API page may call the public listener."""
 
 
 def _files() -> dict[str, StaticFile]:
@@ -49,7 +57,7 @@ class ConsoleHandler(FileHandler):
         file = self.files.get(path or "index.html")
         if file is None:
             raise RouteNotFound(self.request.path)
-        for name, value in CONSOLE_HEADERS:
+        for name, value in console_headers(self.services.public_url):
             self.set_header(name, value)
         self.write_file(file)
 
@@ -63,7 +71,8 @@ class ConsoleConfigHandler(BaseHandler):
 
     def get(self) -> None:
         settings = self.services.settings
-        self.write_json(ConsoleConfig(version("tallywire"), settings.internal_auth, settings.console_emit == "on"))
+        is_on = settings.console_emit == "on"
+        self.write_json(ConsoleConfig(version("tallywire"), settings.internal_auth, is_on, self.services.public_url))
 
     head = get
 

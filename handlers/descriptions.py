@@ -54,6 +54,7 @@ from core.models import (
     HourFacts,
     HourlyStatistics,
     KeyFacts,
+    KeysReport,
     LogFacts,
     LoopFacts,
     OrderBatchCatchUp,
@@ -72,7 +73,7 @@ from core.models import (
     UserTotals,
     problem_of,
 )
-from core.reports import BATCHES_LISTED, SLOWEST_LISTED
+from core.reports import BATCHES_LISTED, KEYS_LISTED, SLOWEST_LISTED
 from core.statistics import DEFAULT_HOURS, MOST_HOURS
 from core.subscriber import State
 from handlers.credentials import COOKIE, TICKET_SECONDS
@@ -433,6 +434,21 @@ _HOURLY = Operation(
     errors=(InvalidQuery, Busy),
 )
 
+_KNOWN_KEY = KeyFacts(7, 3, _SUMMARIES, 42, POSITION, "1k7q2m9x4v0ce-1", _LATEST, 2)
+
+_KEYS = Operation(
+    method="GET",
+    name="keys",
+    summary="The stream keys of a user",
+    description=f"Every strategy of the user that something was accepted for, by strategy, {KEYS_LISTED} at most, and "
+    "those behind them with after. An empty list means that nothing was ever accepted for the user, or that it was "
+    "deleted since.",
+    access=READ,
+    parameters=(PATH_USER, Parameter("after", "query", StrategyId, "Only strategies behind this one.", 2)),
+    answers=(Answer(200, "The keys.", json_of(KeysReport, {"one": KeysReport(7, (_KNOWN_KEY,), has_more=False)})),),
+    errors=(RouteNotFound, InvalidQuery, Busy),
+)
+
 _KEY = Operation(
     method="GET",
     name="key",
@@ -448,7 +464,7 @@ _KEY = Operation(
             json_of(
                 KeyFacts,
                 {
-                    "known": KeyFacts(7, 3, _SUMMARIES, 42, POSITION, "1k7q2m9x4v0ce-1", _LATEST, 2),
+                    "known": _KNOWN_KEY,
                     "never heard of": KeyFacts(7, 4),
                 },
             ),
@@ -734,6 +750,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("internal",), "/internal/emit", (_EMIT,)),
     Route(("internal",), "/internal/connections", (_CONNECTIONS,)),
     Route(("internal",), "/internal/statistics/hourly", (_HOURLY,)),
+    Route(("internal",), "/internal/keys/{user}", (_KEYS,)),
     Route(("internal",), "/internal/keys/{user}/{strategy}", (_KEY,)),
     Route(("internal",), "/internal/batches", (_BATCHES_OF,)),
     Route(("internal",), "/internal/users/{user}", (_DELETE_USER,)),
@@ -806,6 +823,7 @@ WORDS: Mapping[str, str] = {
     "expires_at": "When it ends.",
     "event_type": "order_created or order_cancelled; any other counts nothing and is reported in the number ignored.",
     "from": "The first hour.",
+    "KeysReport.has_more": "Further keys lie behind the last one: ask again with after its strategy.",
     "has_more": "Further batches lie behind the last one: ask again with after.",
     "head": "The newest position of the key, null without any.",
     "heartbeat_seconds": "The seconds between two heartbeats of this stream.",
@@ -814,6 +832,7 @@ WORDS: Mapping[str, str] = {
     "idempotency_key": "A key under which the batch counts once, however often it is sent.",
     "ignored": "How many successful results had an event_type that does not count.",
     "invalid": "Results that should count and cannot; the others counted.",
+    "keys": "The keys, by strategy.",
     "lag_ms_max": "The most milliseconds by which the server was ever late.",
     "lag_ms_recent_max": "The same within the last ten seconds.",
     "lagging": "How many of them have not been sent everything yet.",

@@ -68,6 +68,16 @@ class KeyHandler(BaseHandler):
         self.write_json(await reports.key_facts(self.services.hub, *key))
 
 
+class KeysHandler(BaseHandler):
+    """The stream keys of one user."""
+
+    role = "read"
+
+    async def get(self, user_id: str) -> None:
+        of_user, after = identifier("user_id", user_id), self.optional_identifier("after")
+        self.write_json(await reports.keys_of_user(self.services.hub, of_user, after or 0))
+
+
 class BatchesHandler(BaseHandler):
     """What was accepted: by stream key and time, or under an idempotency key."""
 

@@ -240,6 +240,11 @@ class Journal(ABC):
         """What is kept of a stream key; None when nothing was ever accepted for it."""
 
     @abstractmethod
+    async def key_records(self, user_id: int, after_strategy: int, limit: int) -> list[KeyRecord]:
+        """What is kept of the keys of a user that something was accepted for, behind `after_strategy`, by strategy, at
+        most `limit`."""
+
+    @abstractmethod
     async def hours(
         self,
         users: Collection[int],

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from heapq import nsmallest
 from itertools import islice
 
 from core.errors import OutcomeUnknown, Unavailable
@@ -74,6 +75,10 @@ class _KeyLog:
             del self.rows[: self.first]
             del self.counted[: self.first]
             self.first = 0
+
+    def record(self) -> KeyRecord:
+        """The newest row and the oldest that is kept."""
+        return KeyRecord(self.rows[-1], self.rows[self.first])
 
     def at(self, n: int) -> Row | None:
         """The newest row at or below n; None when it is forgotten."""
@@ -148,7 +153,14 @@ class MemoryJournal(Journal):
 
     async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
         log = self._log(user_id, strategy_id)
-        return KeyRecord(log.rows[-1], log.rows[log.first]) if log else None
+        return log.record() if log else None
+
+    async def key_records(self, user_id: int, after_strategy: int, limit: int) -> list[KeyRecord]:
+        user = self._users.get(user_id)
+        if user is None:
+            return []
+        next_ones = nsmallest(limit, (strategy_id for strategy_id in user.keys if strategy_id > after_strategy))
+        return [user.keys[strategy_id].record() for strategy_id in next_ones]
 
     async def hours(
         self,

@@ -380,6 +380,21 @@ async def test_a_key_without_batches_has_no_record(journal: Desk) -> None:
     assert await journal.journal.key_record(8, 3) is None
 
 
+@pytest.mark.gen_test
+async def test_the_keys_of_a_user_come_by_strategy_behind_another_and_no_more_than_asked_for(journal: Desk) -> None:
+    for strategy_id in (9, 3, 5, 3, 4):
+        await journal.record(entry(strategy_id=strategy_id), entry(user_id=8, strategy_id=strategy_id + 1))
+    each = [await journal.journal.key_record(7, strategy_id) for strategy_id in (3, 4, 5, 9)]
+
+    assert None not in each
+    assert await journal.journal.key_records(7, 0, 10) == each
+    assert await journal.journal.key_records(7, 0, 3) == each[:3]
+    assert await journal.journal.key_records(7, 3, 2) == each[1:3]
+    assert await journal.journal.key_records(7, 6, 10) == each[3:]
+    assert await journal.journal.key_records(7, 9, 10) == []
+    assert await journal.journal.key_records(99, 0, 10) == []
+
+
 # ---- trimming
 
 
@@ -944,6 +959,7 @@ async def test_a_deletion_leaves_nothing_of_its_user_and_all_of_the_others(journ
     load = await journal.load(7)
     assert (load.n, load.floor, list(load.heads)) == (4, 4, [])
     assert await journal.journal.key_record(7, 3) is None
+    assert await journal.journal.key_records(7, 0, 10) == []
     assert await journal.journal.hours([7], None, 0, 1) == []
     assert await journal.journal.batches(7, 3, 0, 0, 10**12, 10) == []
     assert await journal.journal.batches_of_key("a") == []
@@ -1060,6 +1076,8 @@ async def check_reads(journal: Desk, model: Model) -> None:
         for strategy_id in (3, 4):
             record = await journal.journal.key_record(user_id, strategy_id)
             assert (record and record.head) == heads.get(strategy_id)
+        records = await journal.journal.key_records(user_id, 0, 10)
+        assert [record.head for record in records] == [heads[strategy_id] for strategy_id in sorted(heads)]
 
 
 def assert_shows(load: Load, model: Model) -> None:

@@ -421,6 +421,8 @@ def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
         assert (load.n, sorted((row.strategy_id, row.n) for row in load.heads)) == (3, [(3, 3), (4, 2)])
         assert (await desk.row_at(2)) == Row.before_the_first(7, 3).next(1, HOUR_MS, (Summary("LIMIT", 1, 0),))
         assert [batch.n for batch in await desk.journal.batches(7, 3, 0, 0, 2 * HOUR_MS, 9)] == [1, 3]
+        records = await desk.journal.key_records(7, 0, 9)
+        assert [(record.oldest.n, record.head.n) for record in records] == [(1, 3), (2, 2)]
         assert [hour.summaries for hour in await desk.journal.hours([7, 8], [3], 1, 2)] == [
             limit_and_market,
             (Summary("LIMIT", 9, 0),),

@@ -30,11 +30,14 @@ from tests.process import ROOT, ServerProcess, running_server, wait_until
 
 DOCS = ROOT / "docs"
 USER, OTHERS = 7, (8, 9, 11, 12)
-READERS, DEAF = 400, 3
+READERS, SLOW = 400, 4
 HOURS = 7
 """The trading day of an exchange."""
 
 EMITS_PER_SECOND = 40
+SLOW_SECONDS = 12
+"""How long the slow readers read nothing; then everything."""
+
 WATCHED_SECONDS = 100
 """How long the charts are watched before the picture is taken."""
 
@@ -102,35 +105,41 @@ def _flow(server: ServerProcess, day: Sequence[DayBatch]) -> Iterator[None]:
 
 @contextmanager
 def _readers(server: ServerProcess) -> Iterator[None]:
-    """Streams of several users. Some come and go; a few read nothing, and fall behind."""
+    """Streams of several users. Some come and go; a few read only now and then, and fall behind."""
     enough = Event()
     chance = random.Random(7)
     reading = selectors.DefaultSelector()
-    deaf: list[socket.socket] = []
+    slow: list[socket.socket] = []
 
-    def open_one(user_id: int, *, reads: bool = True) -> socket.socket:
+    def open_one(user_id: int, *, is_slow: bool = False) -> socket.socket:
         reader = socket.socket()
-        if not reads:
+        if is_slow:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         reader.connect(("127.0.0.1", server.public_port))
-        strategy = chance.choice((1, 2, 3, 4, "*"))
+        strategy = "*" if is_slow else chance.choice((1, 2, 3, 4, "*"))
         target = f"/stream?user_id={user_id}&strategy_id={strategy}&totals=1"
         reader.sendall(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         reader.setblocking(False)
-        if reads:
+        if not is_slow:
             reading.register(reader, selectors.EVENT_READ)
         return reader
 
     def work() -> None:
         for _ in range(READERS):
             open_one(chance.choice((USER, *OTHERS)))
-        deaf.extend(open_one(USER, reads=False) for _ in range(DEAF))
+        slow.extend(open_one(USER, is_slow=True) for _ in range(SLOW))
+        next_read = time.monotonic() + SLOW_SECONDS
         while not enough.is_set():
             for key, _ in reading.select(0.05):
                 assert isinstance(key.fileobj, socket.socket)
                 if not _drain(key.fileobj):
                     reading.unregister(key.fileobj)
                     key.fileobj.close()
+            if time.monotonic() > next_read:
+                next_read += SLOW_SECONDS / SLOW
+                slow.append(slow.pop(0))
+                while _drain(slow[-1], until_empty=True):
+                    pass
             if chance.random() < 0.03:
                 gone = chance.choice(list(reading.get_map().values())).fileobj
                 assert isinstance(gone, socket.socket)
@@ -149,16 +158,16 @@ def _readers(server: ServerProcess) -> Iterator[None]:
         for key in list(reading.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
-        for reader in deaf:
+        for reader in slow:
             reader.close()
 
 
-def _drain(reader: socket.socket) -> bool:
-    """Whether there will be more."""
+def _drain(reader: socket.socket, *, until_empty: bool = False) -> bool:
+    """Whether there will be more, at all or, with `until_empty`, now."""
     try:
         return bool(reader.recv(65536))
     except BlockingIOError:
-        return True
+        return not until_empty
     except OSError:
         return False
 
@@ -174,13 +183,12 @@ def _take_all(chromium: Browser, server: ServerProcess) -> None:
     _save(page, "overview-dark")
     page.close()
     page = _page(chromium, "light")
-    _open(page, server, f"stream?user_id={USER}&strategy_id=*")
+    _open(page, server, f"stream?user_id={USER}&strategy_id=3&strategy_id=4")
     page.wait_for_timeout(3000)
     page.get_by_role("button", name="Disconnect").click()
     page.wait_for_timeout(3000)
     page.get_by_role("button", name="Resume").click()
     page.locator(".events li", has_text="batches in one").first.wait_for()
-    page.wait_for_timeout(300)
     page.get_by_role("button", name="Pause").click()
     _save(page, "stream")
     _open(page, server, f"hours?user_id={USER}")
@@ -210,6 +218,7 @@ def _open(page: Page, server: ServerProcess, place: str) -> None:
 def _save(page: Page, name: str) -> None:
     path = DOCS / f"console-{name}.png"
     page.evaluate("document.activeElement.blur()")
+    page.mouse.move(WIDTH / 2, 4)
     path.write_bytes(_with_a_palette(page, page.screenshot()))
     size = path.stat().st_size
     print(f"{path.relative_to(ROOT)}: {size:,} bytes", file=sys.stderr)

@@ -323,6 +323,11 @@ def rows(reader: Visit) -> Locator:
     return reader.page.locator(".events li:not(.mark)")
 
 
+def plain(row: Locator) -> str:
+    """Its text, with blanks that may be broken."""
+    return row.inner_text().replace("\xa0", " ")
+
+
 def test_events_are_shown_decoded_and_raw_with_sums_that_equal_what_is_stated(
     chromium: Browser, own_server: ServerProcess
 ) -> None:
@@ -333,7 +338,7 @@ def test_events_are_shown_decoded_and_raw_with_sums_that_equal_what_is_stated(
         newest = rows(reader).filter(has_text="order_batch_update").first
         newest.wait_for()
 
-        assert "LIMIT +2, STOP_LIMIT −1" in newest.inner_text()
+        assert "LIMIT +2, STOP_LIMIT −1" in plain(newest)
         newest.locator("summary").focus()
         reader.page.keyboard.press("Enter")
         assert f"id: {position}" in newest.locator("pre").inner_text()
@@ -360,7 +365,7 @@ def test_who_disconnects_and_resumes_gets_what_was_missed_as_one_event(
         merged = rows(reader).filter(has_text="3 batches in one")
         merged.wait_for()
 
-        assert "LIMIT +3, STOP_LIMIT −3" in merged.inner_text()
+        assert "LIMIT +3, STOP_LIMIT −3" in plain(merged)
         reader.wait_for_figure("Merged", "1")
         assert reader.figure("Batches") == "4"
         assert reader.page.locator(".badge", has_text="equal").count() == 1
@@ -380,7 +385,7 @@ def test_several_strategies_that_were_missed_arrive_as_one_catch_up(
         caught_up = rows(reader).filter(has_text="order_batch_catch_up")
         caught_up.wait_for()
 
-        assert "3: LIMIT +1 · 4: LIMIT +1" in caught_up.inner_text()
+        assert "3: LIMIT +1 · 4: LIMIT +1" in plain(caught_up)
         assert reader.page.locator(".badge", has_text="equal").count() == 1
 
 
@@ -585,6 +590,17 @@ def test_who_gives_no_key_is_not_asked_again_and_again(chromium: Browser, keyed:
         _type_key(reader, SECRET)
 
         reader.wait_for_state("Live")
+
+
+def test_a_wrong_key_is_forgotten_by_whoever_gives_up(chromium: Browser, keyed: ServerProcess) -> None:
+    with visit(chromium, keyed, expected=("401",)) as reader:
+        reader.open("overview")
+        _type_key(reader, WRONG)
+        reader.page.locator("#key-problem", has_text="does not count").wait_for()
+        reader.page.keyboard.press("Escape")
+        reader.wait_for_state("Key needed")
+
+        assert reader.page.locator("#key-button").inner_text() == "Enter a key"
 
 
 def test_a_key_that_is_forgotten_is_not_sent_any_more(chromium: Browser, keyed: ServerProcess) -> None:

@@ -1,6 +1,8 @@
 """The console's files, from outside: what they are sent with, and to whom. The rest is the business of tests/e2e."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
@@ -82,6 +84,35 @@ async def test_it_is_told_what_it_may_do(http_client: AsyncHTTPClient, base_url:
     config = json.loads((await fetch(http_client, f"{base_url}/console/config.json")).body)
 
     assert (config["internal_auth"], config["console_emit"]) == ("none", True)
+
+
+@pytest.mark.gen_test
+async def test_its_pages_may_call_both_listeners_where_neither_asks_who_they_are(
+    http_client: AsyncHTTPClient, base_url: str, public_port: int
+) -> None:
+    page = await fetch(http_client, f"{base_url}/console/")
+    public_url = json.loads((await fetch(http_client, f"{base_url}/console/config.json")).body)["public_url"]
+
+    assert public_url == f"http://127.0.0.1:{public_port}"
+    assert f"connect-src 'self' {public_url};" in page.headers["Content-Security-Policy"]
+
+
+class TestWithTokens:
+    """Readers show a token."""
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> Settings:
+        secret = tmp_path / "secret"
+        secret.write_bytes(os.urandom(48))
+        return with_settings(auth="jwt", jwt_keys=(f"HS256={secret}",))
+
+    @pytest.mark.gen_test
+    async def test_its_pages_call_the_internal_listener_only(self, http_client: AsyncHTTPClient, base_url: str) -> None:
+        page = await fetch(http_client, f"{base_url}/console/")
+        config = json.loads((await fetch(http_client, f"{base_url}/console/config.json")).body)
+
+        assert config["public_url"] is None
+        assert "connect-src 'self';" in page.headers["Content-Security-Policy"]
 
 
 @pytest.mark.gen_test

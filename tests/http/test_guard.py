@@ -29,6 +29,7 @@ ROLE_OF_ROUTE: dict[str, tuple[str, Role]] = {
     "/internal/emit": ("POST", "emit"),
     "/internal/connections": ("GET", "read"),
     "/internal/statistics/hourly?user_id=7": ("GET", "read"),
+    "/internal/keys/7": ("GET", "read"),
     "/internal/keys/7/3": ("GET", "read"),
     "/internal/batches?user_id=7&strategy_id=3": ("GET", "read"),
     "/internal/stream": ("GET", "read"),
@@ -82,7 +83,7 @@ def problem(answer: Answer) -> tuple[int, str]:
 def test_every_internal_route_is_tried_here() -> None:
     services = Services(None, Settings(), None, Anybody())  # type: ignore[arg-type]  # no request is served
     asked = {path.partition("?")[0]: role for path, (_, role) in ROLE_OF_ROUTE.items()} | dict.fromkeys(
-        (*OPEN, "/openapi.json")
+        (*OPEN, "/openapi.json", "/console", "/console/", "/console/config.json")
     )
     for rule in routes.internal(services).wildcard_router.rules:
         assert isinstance(rule.matcher, PathMatches)

@@ -6,6 +6,7 @@ import logging
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from core import reports
 from core.errors import MOST_SHOWN
 from core.hub import Hub
 from tests.http.conftest import Emitter, Opener
@@ -42,6 +43,42 @@ async def test_a_key_nobody_ever_counted_for_is_zero(emit: Emitter) -> None:
 
 
 @pytest.mark.gen_test
+async def test_the_keys_of_a_user_state_the_same_as_each_alone(emit: Emitter, stream: Opener) -> None:
+    for strategy_id in (4, 3, 3, 2**53 - 1):
+        await emit(7, strategy_id)
+    await emit(8, 5)
+    async with stream("user_id=7&strategy_id=3&strategy_id=9") as reader:
+        await reader.event()
+        report = json.loads((await emit.get("/internal/keys/7")).body)
+        alone = [json.loads((await emit.get(f"/internal/keys/7/{each}")).body) for each in (3, 4, 2**53 - 1)]
+
+    assert report == {"user_id": 7, "keys": alone, "has_more": False}
+    assert [key["connections"] for key in alone] == [1, 0, 0]
+
+
+@pytest.mark.gen_test
+async def test_more_keys_than_one_answer_states_come_page_by_page(
+    emit: Emitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "KEYS_LISTED", 2)
+    for strategy_id in range(1, 6):
+        await emit(7, strategy_id)
+
+    pages = [json.loads((await emit.get(f"/internal/keys/7?after={after}")).body) for after in (2, 4)]
+    pages.insert(0, json.loads((await emit.get("/internal/keys/7")).body))
+
+    assert [[key["strategy_id"] for key in page["keys"]] for page in pages] == [[1, 2], [3, 4], [5]]
+    assert [page["has_more"] for page in pages] == [True, True, False]
+
+
+@pytest.mark.gen_test
+async def test_a_user_nobody_ever_counted_for_has_no_keys(emit: Emitter) -> None:
+    report = json.loads((await emit.get("/internal/keys/7")).body)
+
+    assert report == {"user_id": 7, "keys": [], "has_more": False}
+
+
+@pytest.mark.gen_test
 async def test_connections_are_reported_of_one_user_or_of_all(emit: Emitter, stream: Opener) -> None:
     async with stream("user_id=7&strategy_id=3") as one, stream("user_id=8&strategy_id=*") as two:
         await one.event()
@@ -62,6 +99,9 @@ async def test_connections_are_reported_of_one_user_or_of_all(emit: Emitter, str
     [
         "/internal/keys/7/x",
         "/internal/keys/0/3",
+        "/internal/keys/x",
+        "/internal/keys/7?after=0",
+        "/internal/keys/7?after=1&after=2",
         "/internal/connections?user_id=x",
         "/internal/connections?user_id=1&user_id=2",
         "/healthz/ready?for=lunch",

@@ -29,6 +29,7 @@ from core.journal.sqlite.packing import (
     unpack_batches_of_key,
     unpack_hours,
     unpack_key_record,
+    unpack_key_records,
 )
 from core.journal.sqlite.reader import Reader
 from core.journal.sqlite.writer import Writer
@@ -106,6 +107,10 @@ class SqliteJournal(Journal):
     async def key_record(self, user_id: int, strategy_id: int) -> KeyRecord | None:
         values = {"user_id": user_id, "strategy_id": strategy_id}
         return await self._lookups.ask(schema.KEY_RECORD, values, unpack_key_record)
+
+    async def key_records(self, user_id: int, after_strategy: int, limit: int) -> list[KeyRecord]:
+        values = {"user_id": user_id, "after_strategy": after_strategy, "limit": limit}
+        return await self._lookups.ask(schema.KEY_RECORDS, values, unpack_key_records)
 
     async def hours(
         self,

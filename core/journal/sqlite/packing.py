@@ -24,6 +24,7 @@ _decode_rows = msgspec.json.Decoder(list[PackedRow]).decode
 _decode_judged = msgspec.json.Decoder(list[tuple[int | None, int | None, PackedRow | None]]).decode
 _decode_records = msgspec.json.Decoder(list[PackedRecord]).decode
 _decode_key_record = msgspec.json.Decoder(tuple[PackedRow | None, PackedRow | None]).decode
+_decode_key_records = msgspec.json.Decoder(list[tuple[PackedRow, PackedRow]]).decode
 _decode_batches = msgspec.json.Decoder(list[tuple[int, int, PackedSummaries]]).decode
 _decode_hours = msgspec.json.Decoder(list[tuple[int, int, int, str, int, int]]).decode
 
@@ -109,6 +110,11 @@ def unpack_key_record(text: str) -> KeyRecord | None:
     """The newest and the oldest row of a key."""
     head, oldest = _decode_key_record(text)
     return None if head is None or oldest is None else KeyRecord(_row(head), _row(oldest))
+
+
+def unpack_key_records(text: str) -> list[KeyRecord]:
+    """The same of several keys, each of which has rows."""
+    return [KeyRecord(_row(head), _row(oldest)) for head, oldest in _decode_key_records(text)]
 
 
 def unpack_batches(text: str, user_id: int, strategy_id: int) -> list[BatchRecord]:

@@ -201,18 +201,41 @@ the number of the key's oldest row, and its newest row at or below n; each null 
 
 _THE_KEY = "user_id = :user_id AND strategy_id = :strategy_id"
 
-KEY_RECORD = f"""
-SELECT json_array(
+
+def _key_record(the_key: str) -> str:
+    """The newest and the oldest row of a key, as JSON."""
+    return f"""json_array(
     json(coalesce(
-        (SELECT {_ROW} FROM recent WHERE {_THE_KEY} ORDER BY n DESC LIMIT 1),
-        (SELECT {_ROW} FROM rows WHERE {_THE_KEY} ORDER BY n DESC LIMIT 1)
+        (SELECT {_ROW} FROM recent WHERE {the_key} ORDER BY n DESC LIMIT 1),
+        (SELECT {_ROW} FROM rows WHERE {the_key} ORDER BY n DESC LIMIT 1)
     )),
     json(coalesce(
-        (SELECT {_ROW} FROM rows WHERE {_THE_KEY} ORDER BY n LIMIT 1),
-        (SELECT {_ROW} FROM recent WHERE {_THE_KEY} ORDER BY n LIMIT 1)
+        (SELECT {_ROW} FROM rows WHERE {the_key} ORDER BY n LIMIT 1),
+        (SELECT {_ROW} FROM recent WHERE {the_key} ORDER BY n LIMIT 1)
     ))
+)"""
+
+
+KEY_RECORD = f"SELECT {_key_record(_THE_KEY)}"
+
+
+def _next_strategy(after: str) -> str:
+    next_in = "SELECT min(strategy_id) AS strategy_id FROM {} WHERE user_id = :user_id AND strategy_id > {}"
+    both = " UNION ALL ".join(next_in.format(table, after) for table in ("rows", "recent"))
+    return f"SELECT min(strategy_id) FROM ({both})"
+
+
+KEY_RECORDS = f"""
+WITH RECURSIVE keys (strategy_id) AS (
+    {_next_strategy(":after_strategy")}
+    UNION ALL
+    SELECT ({_next_strategy("keys.strategy_id")}) FROM keys WHERE strategy_id IS NOT NULL LIMIT :limit
 )
+SELECT json_group_array({_key_record("user_id = :user_id AND strategy_id = asked.strategy_id")})
+FROM (SELECT strategy_id FROM keys WHERE strategy_id IS NOT NULL ORDER BY strategy_id) AS asked
 """
+"""Point reads only, some for each key: however many batches there are, they are not walked through. Deletions stand
+under strategy 0, which nothing is behind."""
 
 _ASKED_BATCH = f"{_THE_KEY} AND n > :after_n AND accepted_ms >= :from_ms AND accepted_ms < :to_ms"
 

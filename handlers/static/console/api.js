@@ -53,6 +53,7 @@ export const api = {
       if (response.status !== 401) return response
       if (used !== key) continue // another call has found a better one meanwhile
       const problem = await problemOf(response)
+      key = null
       if (declined) throw problem
       await needKey(used === null ? '' : 'That key does not count here. It may have been replaced.')
     }

@@ -4,17 +4,19 @@ import { el } from './dom.js'
 
 const HEIGHT = 150
 const HOUR_SECONDS = 3600
+const WHOLE_STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map(step => step * 10 ** power)).flat()
 const darkness = matchMedia('(prefers-color-scheme: dark)')
 
 /** Lines over time. `series`: [{label, colour (1 to 8), format?, area?}]; `format`: number to text; `least`: the least
- * top of the scale. Answers {element, set(times, lists), destroy()}: times in seconds, a list of values (null: unknown)
+ * top of the scale; `isWhole`: there is nothing between two whole numbers. Answers {element, set(times, lists), destroy()}: times in seconds, a list of values (null: unknown)
  * for each series. The legend states the newest values, or those under the pointer. */
-export function lineChart({ label, series, format, least = 1, height = HEIGHT }) {
+export function lineChart({ label, series, format, least = 1, isWhole = false, height = HEIGHT }) {
   return chart({
     label,
     series,
     format,
     height,
+    isWhole,
     options: colours => ({
       scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), top(high, least)] } },
       series: series.map((each, index) => ({
@@ -86,7 +88,7 @@ function top(high, least) {
   return power * steps.find(step => step * power >= wanted * 1.04 || step === 10)
 }
 
-function chart({ label, series, format, height, options, isStack = false }) {
+function chart({ label, series, format, height, options, isStack = false, isWhole = false }) {
   const values = series.map(() => el('span', { class: 'legend-value' }))
   const legend = el('ul', { class: 'legend' }, series.map((each, index) =>
     el('li', { class: `key-${each.colour}` }, el('span', { text: each.label }), values[index])))
@@ -129,6 +131,7 @@ function chart({ label, series, format, height, options, isStack = false }) {
           size: 52,
           gap: 6,
           space: 34,
+          ...(isWhole || isStack ? { incrs: WHOLE_STEPS } : {}),
           values: (_, splits) => splits.map(split => format(isStack ? Math.abs(split) : split)),
         },
       ],

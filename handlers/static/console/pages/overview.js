@@ -49,7 +49,8 @@ export function mount(root, context) {
     } catch (error) {
       if (error.name === 'AbortError') return
       root.classList.add('is-stale')
-      setBadge(state, answered ? `Stale since ${clock(answered)}` : 'No answer', 'bad')
+      const without = error.code === 'key_needed' ? 'Key needed' : 'No answer'
+      setBadge(state, answered ? `Stale since ${clock(answered)}` : without, 'bad')
       if (trouble.dataset.code !== error.code || !trouble.firstChild) trouble.replaceChildren(context.problem(error))
       trouble.dataset.code = error.code
     }
@@ -135,7 +136,7 @@ function figuresOf() {
     figures.loop.set(duration(value('loop_lag_seconds')), value('loop_lag_seconds') > LOOP_LAG_WARN_SECONDS ? 'warn' : '',
       `worst ${duration(value('loop_lag_max_seconds'))}`)
     const accepting = value('journal_accepting')
-    figures.journal.set(bytes(value('journal_size_bytes')), accepting === 0 ? 'bad' : '', accepting === 0 ? 'refuses emits' : 'accepting emits')
+    figures.journal.set(value('journal_max_bytes') === 0 ? 'In memory' : bytes(value('journal_size_bytes')), accepting === 0 ? 'bad' : '', accepting === 0 ? 'refuses emits' : 'accepting emits')
     const off = value('counts_unaccounted')
     figures.unaccounted.set(count(off), off === undefined ? '' : off === 0 ? 'good' : 'bad',
       off ? 'must be 0: report this' : 'must be 0, and is')
@@ -156,7 +157,7 @@ function chartsOf() {
   const made = [
     ['Emits a second', [['accepted', 'accepted', 1, true], ['duplicate', 'repeated', 5], ['refused', 'refused', 7]], { format: rate }],
     ['Frames a second', [['updates', 'update', 1, true], ['catchUps', 'catch-up', 4], ['controls', 'control', 8]], { format: rate }],
-    ['Connections', [['open', 'open', 1, true], ['lagging', 'behind', 2], ['blocked', 'not reading', 7]], { format: count }],
+    ['Connections', [['open', 'open', 1, true], ['lagging', 'behind', 2], ['blocked', 'not reading', 7]], { format: count, isWhole: true }],
     ['Oldest unsent', [['unsent', 'waits for', 2, true]], { format: duration, least: 0.1 }],
     ['Loop lag', [['loop', 'late by', 3, true]], { format: duration, least: 0.01 }],
     ['Journal commit', [['commit', 'mean', 6, true], ['commitSlow', 'p99', 4]], { format: duration, least: 0.005 }],
@@ -197,7 +198,8 @@ function sinceStart() {
     const pairs = [
       ['Version', [build.version, build.http && `${build.http} front`].filter(Boolean).join(', ')],
       ['Durability', build.durability],
-      ['Journal', `${bytes(scrape.value(M('journal_size_bytes')))} of ${bytes(scrape.value(M('journal_max_bytes')))}`],
+      ['Journal', scrape.value(M('journal_max_bytes')) === 0
+        ? 'in memory' : `${bytes(scrape.value(M('journal_size_bytes')))} of ${bytes(scrape.value(M('journal_max_bytes')))}`],
       ['Up', Number.isFinite(started) ? `${duration(Math.max(0, Date.now() / 1000 - started))}, since ${new Date(started * 1000).toLocaleString('en-GB')}` : '–'],
       ['Users, keys', `${count(scrape.value(M('users')))}, ${count(scrape.value(M('stream_keys')))} in memory`],
       ['Tasks', count(scrape.value(M('tasks')))],

@@ -205,7 +205,7 @@ function decode({ data }) {
 }
 
 const counts = summaries => summaries.map(({ order_type, created, cancelled }) =>
-  `${order_type} ${[created && `+${created}`, cancelled && `−${cancelled}`].filter(Boolean).join(' ')}`).join(', ')
+  [order_type, created && `+${created}`, cancelled && `−${cancelled}`].filter(Boolean).join('\u00a0')).join(', ')
 
 function controlText({ type, data = {} }) {
   switch (type) {
@@ -358,7 +358,7 @@ function listOf() {
   const draw = () => {
     asked = null
     if (isPaused) {
-      note.textContent = `${count(waiting.length)}${waiting.length === MOST_EVENTS ? ' or more' : ''} wait`
+      note.textContent = `${count(waiting.length)}${waiting.length === MOST_EVENTS ? ' or more' : ''} held back`
       return
     }
     const next = waiting.slice(-MOST_EVENTS)
