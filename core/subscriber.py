@@ -115,7 +115,8 @@ def stream_options(
 
 
 class Frame(Struct, frozen=True, gc=False):
-    """What brings a stream up to date, as bytes; `counts` and `batches`: how many are in it, of all its keys."""
+    """What brings a stream up to date, as bytes. `counts` and `batches`: how many are in it, of all its keys, by what
+    was encoded and not by the totals, which they are checked against."""
 
     data: bytes
     counts: int
@@ -519,7 +520,7 @@ class Subscriber:
         owed = difference(key.head, self._mark(key))
         update = self._update(owed, self.position)
         data = self.options.framed(encode_update(update, self.options.shape, write_position(self.epoch, key.head.n)))
-        return _frame_of(data, (owed,))
+        return Frame(data, count(owed.summaries), owed.batches)
 
     def _frame(self, behind: list[StreamKey]) -> Frame:
         if len(behind) == 1:
@@ -527,7 +528,12 @@ class Subscriber:
         after, last = self.position, write_position(self.epoch, self._last(behind))
         owed = self.owed()
         updates = tuple(self._update(each, after) for each in owed)
-        return _frame_of(self.options.framed(encode_catch_up(updates, after, self.options.shape, last)), owed)
+        return Frame(
+            self.options.framed(encode_catch_up(updates, after, self.options.shape, last)),
+            sum(count(each.summaries) for each in owed),
+            sum(each.batches for each in owed),
+            is_catch_up=True,
+        )
 
     def _update(self, owed: Difference, after: str) -> OrderBatchUpdate:
         totals = owed.totals.summaries if self.options.with_totals else UNSET
@@ -535,15 +541,6 @@ class Subscriber:
             UpdateData(owed.summaries, iso_timestamp(owed.accepted_ms)),
             StreamInfo(owed.strategy_id, after, owed.batches, totals),
         )
-
-
-def _frame_of(data: bytes, owed: Sequence[Difference]) -> Frame:
-    """Counted from what was encoded, not from the totals: it is what they are checked against."""
-    counts = batches = 0
-    for each in owed:
-        counts += count(each.summaries)
-        batches += each.batches
-    return Frame(data, counts, batches, len(owed) > 1)
 
 
 def encode_framed_control(

@@ -275,7 +275,6 @@ class MemoryJournal(Journal):
         return [*commits, *rare, *loads]
 
     def _commit(self, commits: list[Commit]) -> Iterator[None]:
-        begun = self._clock()
         transaction = Transaction(self, self._monotonic_ms())
         for commit in commits:
             outcomes = transaction.record(commit.entries[:STEP_ENTRIES])
@@ -295,7 +294,6 @@ class MemoryJournal(Journal):
                 self._remembered.pop(key, None)
                 self._remembered[key] = record
             self._trim(transaction.aged_ms, TRIM_STEP_ROWS + len(accepted))
-            self.figures.commit_seconds.add(self._clock() - begun)
             self.figures.commit_batches.add(len(accepted))
 
     def _append(self, accepted: list[tuple[Row, Entry]], aged_ms: int) -> None:

@@ -199,6 +199,8 @@ def check_answer(operation: Any, response: requests.Response) -> None:
     elif media_type == NDJSON:
         for line in response.content.splitlines():
             check(json.loads(line), content["x-line-schema"])
+    elif content["schema"].get("type") == "string":
+        check(response.text, content["schema"])
     else:
         check(response.json(), content["schema"])
 

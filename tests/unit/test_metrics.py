@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.exposition import choose_encoder
 
@@ -168,6 +168,7 @@ def test_a_stream_that_waits_for_its_turn_lags_and_is_not_blocked() -> None:
     world.close()
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.5, 1, 1.5, 2, 3, 4, 5]), max_size=30))
 def test_a_distribution_counts_each_value_at_the_first_bound_that_is_not_below_it(values: list[float]) -> None:
     distribution = Distribution(1, 2, 4)
