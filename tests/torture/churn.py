@@ -266,6 +266,8 @@ def churn(seconds: float, clients: int, seed: int, *flags: str) -> tuple[Look, L
             run = Churn(server, clients, seed)
             begun = time.monotonic()
             asyncio.run(run.run(begun + seconds * WARM_UP, 0))
+            # Opens the log at its first use, and the first may be at the turn of the hour.
+            server.get("/internal/statistics/hourly?user_id=1")
             before = look(server)
             asyncio.run(run.run(begun + seconds, PAUSE_SECONDS))
             after = look(server)
