@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Locator, Route
@@ -49,12 +50,13 @@ def empty_server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """One that has counted something, for several users."""
+    """One that has counted something, for several users, and has somebody connected."""
     with running_server("--durability=none", "--console-emit=on", "--heartbeat-seconds=1") as started:
         for strategy_id in (STRATEGY, 4):
             started.emit(USER, strategy_id, CREATED, CREATED, CANCELLED)
         started.emit(8, 1, CREATED)
-        yield started
+        with urlopen(f"{started.public}/stream?user_id={USER}&strategy_id={STRATEGY}", timeout=10):
+            yield started
 
 
 @pytest.fixture
@@ -87,6 +89,8 @@ def test_a_page_with_data_needs_no_sideways_scrolling(
     with visit(chromium, server, width=width) as reader:
         reader.open(name, OF_A_USER.get(name, ""))
         reader.page.wait_for_load_state("load")
+        if name == "connections":
+            reader.page.locator("tbody tr").first.wait_for()
 
         assert reader.overflow() == 0
         assert reader.page.locator("main .notice.bad").count() == 0
@@ -303,6 +307,7 @@ def test_a_server_that_is_slow_is_asked_once_at_a_time(chromium: Browser, server
         reader.open("overview")
         wait_until(lambda: _turn(reader) and held, "a request")
         reader.page.clock.run_for(8_000)
+        reader.page.evaluate(HIDE, False)
         _turn(reader)
 
         assert len(held) == 1
