@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(shell command -v npm)
 
-.PHONY: run test check bench bench-peers bench-quick torture screenshots format clean
+.PHONY: run test check bench bench-peers bench-quick bench-client torture screenshots format clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallywire serve --examples --console-emit=on
@@ -30,11 +30,16 @@ bench-peers: $(VENV)/.run-installed
 bench-quick: $(VENV)/.run-installed
 	$(BIN)/python -m bench.quick $(ARGS)
 
+# Emits a second of one order-service process, gathered by the Python client and not; about two minutes.
+bench-client: $(VENV)/.test-installed
+	$(BIN)/python -m bench.client $(ARGS)
+
 # Twenty to thirty minutes, on Linux and as root: kills, power cuts, every Nth sync and write made to fail, five minutes
 # of churn, a restart with 10,000 streams.
 torture: $(VENV)/.test-installed
 	$(BIN)/python -m tests.torture --kills 200 $(ARGS)
 	$(BIN)/python -m tests.torture --kills 60 --durability process $(ARGS)
+	$(BIN)/python -m tests.torture.client_kills --kills 50
 	$(BIN)/python -m tests.torture.churn
 	$(BIN)/python -m tests.torture.restart
 	TALLYWIRE_POWER_CUTS=30 TALLYWIRE_FAILING_CALLS=$(shell seq -s, 1 30) \
@@ -61,8 +66,8 @@ $(VENV)/.run-installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test-installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/.test-installed: setup.cfg pyproject.toml clients/python/pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]' --editable clients/python
 	@touch $@ $(VENV)/.run-installed
 
 tests/e2e/node_modules/.installed: tests/e2e/package.json tests/e2e/package-lock.json
