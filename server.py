@@ -14,6 +14,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ from tornado.web import Application
 from core import settings as known_settings
 from core.addresses import parse_networks
 from core.cli import tallywire
+from core.commands.config import FurtherChecks
+from core.commands.demo import demo_command
+from core.commands.options import given_flags, setting_options
 from core.hub import Hub, HubLimits
 from core.journal import memory
 from core.journal.base import HOUR_MS, Journal, JournalError, JournalFailed, JournalLimits
@@ -364,12 +368,7 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
             return [bind_local_socket(path, BACKLOG)]
         except OSError as error:
             raise _unusable(listener, text, error) from error
-    try:
-        address = Address.parse(text)
-    except ValueError as error:
-        raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
-    if not address.is_loopback:
-        _refuse_reach(listener, f"{listener}_listen is {text}", settings)
+    address = _check_address(listener, text, settings)
     try:
         sockets = bind_sockets(
             address.port, "127.0.0.1" if address.host == "localhost" else address.host, backlog=BACKLOG
@@ -381,6 +380,16 @@ def _bind(listener: str, text: str, settings: Settings) -> list[socket.socket]:
     except OSError as error:
         raise _unusable(listener, text, error) from error
     return sockets
+
+
+def _check_address(listener: str, text: str, settings: Settings) -> Address:
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{listener}_listen is {text!r}: {error}") from error
+    if not address.is_loopback:
+        _refuse_reach(listener, f"{listener}_listen is {text}", settings)
+    return address
 
 
 def _asks_who(listener: str, settings: Settings) -> bool:
@@ -468,32 +477,33 @@ def _leave_or_quit(stop: asyncio.Event) -> None:
 def main() -> None:
     """The `tallywire` command."""
     tallywire.add_command(_serve_command())
-    tallywire(prog_name="tallywire")
+    tallywire.add_command(demo_command(serve))
+    tallywire(prog_name="tallywire", obj=FurtherChecks(check_usable))
+
+
+def check_usable(settings: Settings) -> None:
+    """What a start would refuse of settings that are each in order, as far as it can be said without starting. Raises
+    SettingsError, naming the setting and the fix."""
+    internal_guard(settings)
+    authority_of(settings, time.monotonic)
+    _loop_factory(settings)
+    for listener, text in (("public", settings.public_listen), ("internal", settings.internal_listen)):
+        if listener == "public" or local_path(text) is None:
+            _check_address(listener, text, settings)
 
 
 def _serve_command() -> click.Command:
     options: list[click.Parameter] = [
         click.Option(["--config"], type=click.Path(path_type=Path), help="TOML file with settings."),
         click.Option(["--examples"], is_flag=True, help="Print lines to paste once the server is ready."),
-        *map(_option, known_settings.fields()),
+        *setting_options(),
     ]
     return click.Command("serve", callback=_run, params=options, help="Run the server.")
 
 
-def _option(field: known_settings.SettingField) -> click.Option:
-    default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-    return click.Option(
-        [field.flag],
-        help=f"{field.description}  [{field.variable}; default: {default if default != '' else 'none'}]",
-        type=click.Choice(field.choices) if field.choices else str,
-        multiple=field.is_list,
-    )
-
-
 def _run(config: Path | None, examples: bool, **flags: object) -> None:
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
     try:
-        settings = known_settings.load(known_settings.read_file(config), os.environ, given)
+        settings = known_settings.load(known_settings.read_file(config), os.environ, given_flags(flags))
         with _logging(settings), asyncio.Runner(loop_factory=_loop_factory(settings)) as runner:
             runner.run(serve(settings, on_ready=_print_examples if examples else lambda _public, _internal: None))
     except (SettingsError, JournalError) as error:

@@ -1,52 +1,57 @@
-"""The command line without the server: `server.py` adds `serve`."""
+"""The command line without the server: `server.py` adds `serve` and `demo`."""
 
 import logging
-import os
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
-from core import settings as known_settings
 from core.access import ROLES, Role, key_of
-from core.journal.base import JournalError
-from core.journal.sqlite.opening import begin_new_epoch
-from core.settings import SettingsError
+from core.commands.config import config
+from core.commands.doctor import doctor
+from core.commands.emit import emit
+from core.commands.endings import MEANINGS, ExitCode, ended_in_order, give_up_output
+from core.commands.journal import journal
+from core.commands.statistics import statistics
+from core.commands.tail import tail
+from core.commands.terminal import wants_colour
+from core.commands.token import token
 
 SECRET_BYTES = 32
 """Nobody guesses so many, so a hash without salt or rounds keeps them."""
 
+EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code.value:3}  {meaning}" for code, meaning in MEANINGS.items())
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Commands(click.Group):
+    """The commands; each ends with a code of the table, and writes colours where they are wanted."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            # What is printed before there is a command: --help, --version.
+            give_up_output()
+            raise click.exceptions.Exit(ExitCode.READER_GONE) from None
+
+    def invoke(self, ctx: click.Context) -> object:
+        ctx.color = wants_colour()
+        with ended_in_order(ctx):
+            return super().invoke(ctx)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
+)
 @click.version_option(package_name="tallywire", prog_name="tallywire")
 def tallywire() -> None:
     """Tallywire streams batched order events over Server-Sent Events, with counts that are exact."""
-
-
-@tallywire.group()
-def journal() -> None:
-    """Work on the journal of a server that is stopped."""
-
-
-@journal.command("new-epoch")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
-@click.option("--journal", "path", help="File of the journal, as for serve.")
-def new_epoch(config: Path | None, path: str | None) -> None:
-    """Begin a new epoch: for whoever restored a backup in place.
-
-    Positions from after the backup would otherwise be given out a second time, for other batches. Every client that
-    comes back is told the totals anew.
-    """
-    # What happens is said below; without a handler the log would say it, too.
+    # What commands have to say they print; without a handler the log would say it, too.
     logging.getLogger("tallywire").addHandler(logging.NullHandler())
-    try:
-        given = {} if path is None else {"journal": path}
-        settings = known_settings.load(known_settings.read_file(config), os.environ, given)
-        before, now = begin_new_epoch(known_settings.journal_path(settings, os.environ))
-    except (SettingsError, JournalError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"New epoch {now}, before {before}.")
 
 
 @tallywire.command("internal-key")
@@ -63,3 +68,7 @@ def internal_key(name: str, roles: Sequence[Role]) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="NAME") from error
     click.echo(f"Secret, for Authorization: Bearer\n  {secret}\nLine for the file of --internal-keys\n  {key.line}")
+
+
+for command in (config, doctor, emit, journal, statistics, tail, token):
+    tallywire.add_command(command)

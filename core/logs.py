@@ -98,7 +98,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return _printable(_encoder.encode(line).decode())
+        return printable(_encoder.encode(line).decode())
 
 
 class TextFormatter(logging.Formatter):
@@ -109,7 +109,7 @@ class TextFormatter(logging.Formatter):
         lines = [f"{_timestamp(record)}  {record.levelname.lower():7}  {record.getMessage()}{fields}"]
         if record.exc_info:
             lines += self.formatException(record.exc_info).split("\n")
-        return "\n".join(map(_printable, lines))
+        return "\n".join(map(printable, lines))
 
 
 def start_logging(level: str, log_format: Literal["auto", "text", "json"], stream: TextIO) -> BackgroundHandler:
@@ -163,7 +163,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """A line that a terminal only shows: what it would obey stands there as JSON escapes it."""
     if line.isprintable():
         return line

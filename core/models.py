@@ -307,6 +307,13 @@ class LogFacts(Struct, frozen=True):
     lines_dropped: int
 
 
+class LimitFacts(Struct, frozen=True):
+    """How many streams may be open, and how many the settings want; fewer where descriptors are."""
+
+    max_connections: int
+    wanted: int
+
+
 class ConnectionsReport(Struct, frozen=True):
     """`GET /internal/connections`. `slowest` lists at most 20, most behind first; `closed` counts ends by reason,
     `refused` streams that were not opened, `accepts_delayed` how often clients waited to be accepted."""
@@ -320,6 +327,7 @@ class ConnectionsReport(Struct, frozen=True):
     accepts_delayed: int
     loop: LoopFacts
     log: LogFacts
+    limits: LimitFacts
 
 
 class Health(Struct, frozen=True):

@@ -18,6 +18,7 @@ from core.models import (
     ConnectionsReport,
     KeyFacts,
     KeysReport,
+    LimitFacts,
     LogFacts,
     LoopFacts,
     iso_timestamp,
@@ -34,8 +35,11 @@ BATCHES_LISTED = 1000
 """Batches of one answer; the next ones are asked for with `after`."""
 
 
-def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
-    """Who is connected, of one user or of all; the slowest 20 first. 10,000 connections take about 10 ms."""
+def connections(hub: Hub, user_id: int | None, wanted_connections: int) -> ConnectionsReport:
+    """Who is connected, of one user or of all; the slowest 20 first. 10,000 connections take about 10 ms.
+
+    `wanted_connections`: what the settings say; the hub knows what there is room for.
+    """
     everyone: Iterable[Subscriber] = hub.registry.subscribers if user_id is None else hub.registry.of_user(user_id)
     behind = {subscriber: subscriber.behind_batches() for subscriber in everyone}
     slowest = nlargest(SLOWEST_LISTED, behind, key=lambda each: (behind[each], each.unsent_bytes))
@@ -50,6 +54,7 @@ def connections(hub: Hub, user_id: int | None) -> ConnectionsReport:
         accepts_delayed=hub.accepts.delayed,
         loop=LoopFacts(_ms(hub.lag.recent_max_seconds), _ms(hub.lag.max_seconds), len(asyncio.all_tasks())),
         log=LogFacts(dropped_lines()),
+        limits=LimitFacts(hub.limits.max_connections, wanted_connections),
     )
 
 

@@ -14,6 +14,15 @@ from msgspec import Meta, Struct, ValidationError, convert
 from core.addresses import parse_networks
 from core.models import Shape
 
+Source = Literal["default", "file", "environment", "flag"]
+"""Where the value of a setting comes from."""
+
+_WHERE: Mapping[Source, str] = {
+    "file": "{name} in the settings file",
+    "environment": "{variable} in the environment",
+    "flag": "{flag} on the command line",
+}
+
 
 class SettingsError(Exception):
     """A setting cannot be used; the message names it, the source and the fix."""
@@ -290,15 +299,35 @@ def fields() -> tuple[SettingField, ...]:
 def load(file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
     """The settings that apply. Raises SettingsError, naming the source, the setting and what it expects."""
     values: dict[str, object] = {}
-    for source, given in (
-        ("{name} in the settings file", file),
-        ("{variable} in the environment", _from_environment(environment)),
-        ("{flag} on the command line", flags),
-    ):
+    for source, given in _sources(file, environment, flags):
         for name, value in given.items():
-            _check(source, name, value)
+            _check(_WHERE[source], name, value)
         values |= given
     return convert(values, Settings, strict=False)
+
+
+def problems(
+    file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> list[SettingsError]:
+    """Every setting that cannot be used, where `load` names the first."""
+    found = []
+    for source, given in _sources(file, environment, flags):
+        for name, value in given.items():
+            try:
+                _check(_WHERE[source], name, value)
+            except SettingsError as error:
+                found.append(error)
+    return found
+
+
+def origins(
+    file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> dict[str, Source]:
+    """For each setting the source that wins."""
+    found: dict[str, Source] = dict.fromkeys(Settings.__struct_fields__, "default")
+    for source, given in _sources(file, environment, flags):
+        found |= dict.fromkeys(given, source)
+    return found
 
 
 def read_file(path: Path | None) -> Mapping[str, object]:
@@ -314,6 +343,13 @@ def read_file(path: Path | None) -> Mapping[str, object]:
 def journal_path(settings: Settings, environment: Mapping[str, str]) -> Path:
     """Where the journal is: see the setting `journal`. systemd may name several state directories; the first counts."""
     return Path(environment.get("STATE_DIRECTORY", "").partition(":")[0], settings.journal)
+
+
+def _sources(
+    file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> tuple[tuple[Source, Mapping[str, object]], ...]:
+    """The later ones win."""
+    return ("file", file), ("environment", _from_environment(environment)), ("flag", flags)
 
 
 def _check(source: str, name: str, value: object) -> None:

@@ -55,6 +55,7 @@ from core.models import (
     HourlyStatistics,
     KeyFacts,
     KeysReport,
+    LimitFacts,
     LogFacts,
     LoopFacts,
     OrderBatchCatchUp,
@@ -369,6 +370,7 @@ _CONNECTIONS = Operation(
                         accepts_delayed=0,
                         loop=LoopFacts(lag_ms_recent_max=0.4, lag_ms_max=3.1, tasks=3),
                         log=LogFacts(lines_dropped=0),
+                        limits=LimitFacts(max_connections=10_000, wanted=10_000),
                     )
                 },
             ),
@@ -837,9 +839,11 @@ WORDS: Mapping[str, str] = {
     "lag_ms_recent_max": "The same within the last ten seconds.",
     "lagging": "How many of them have not been sent everything yet.",
     "last_accepted": "When the newest batch was accepted, null without any.",
+    "limits": "How many streams may be open.",
     "lines_dropped": "How many lines of the log were dropped, since its reader did not take them.",
     "log": "What became of the log.",
     "loop": "How late the server was with what was due.",
+    "max_connections": "How many streams may be open: as many as wanted, or as the descriptor limit leaves room for.",
     "message": "What is wrong with it.",
     "oldest_kept": "The oldest position of the key that is still kept, null without any.",
     "order_type": "The order type.",
@@ -884,6 +888,7 @@ WORDS: Mapping[str, str] = {
     "unsent_bytes": "How much of the last event has not left yet.",
     "updates": "One update for each strategy, as the data of an order_batch_update.",
     "user_id": "The user.",
+    "wanted": "How many the setting max_connections says.",
 }
 """Fields by name, or by struct and name where the struct makes a difference."""
 

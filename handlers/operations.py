@@ -55,7 +55,7 @@ class ConnectionsHandler(BaseHandler):
 
     def get(self) -> None:
         user_id = self.optional_identifier("user_id")
-        self.write_json(reports.connections(self.services.hub, user_id))
+        self.write_json(reports.connections(self.services.hub, user_id, self.services.settings.max_connections))
 
 
 class KeyHandler(BaseHandler):

@@ -254,7 +254,7 @@ def test_every_setting_that_the_operations_name_is_one() -> None:
 
 
 def test_every_field_of_the_report_of_connections_is_in_the_reference() -> None:
-    structs = (models.ConnectionsReport, models.ConnectionFacts, models.LoopFacts, models.LogFacts)
+    structs = (models.ConnectionsReport, models.ConnectionFacts, models.LoopFacts, models.LogFacts, models.LimitFacts)
     names = [name for struct in structs for name in struct.__struct_fields__]
 
     assert [name for name in names if not re.search(rf'[`"]{name}[`"]', REFERENCE)] == []

@@ -1,0 +1,1 @@
+"""What a person types beside `serve`: one file a command, and what they share."""
