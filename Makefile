@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(shell command -v npm)
 
-.PHONY: run test check bench bench-peers bench-quick bench-client torture screenshots format clean
+.PHONY: run test check bench bench-peers bench-quick bench-client torture screenshots dist format clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallywire serve --examples --console-emit=on
@@ -48,6 +48,13 @@ torture: $(VENV)/.test-installed
 # docs/console-*.png, with a day of orders running through a server; needs Chromium, and faketime for the day's hours.
 screenshots: $(VENV)/.test-installed
 	$(BIN)/python -m tests.e2e.screenshots
+
+# Wheel and sdist of the server and of the Python client, each installed into an empty environment and tried there.
+dist: $(VENV)/.test-installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist clients/python
+	$(BIN)/python -m tests.release dist
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

@@ -258,3 +258,20 @@ def test_every_field_of_the_report_of_connections_is_in_the_reference() -> None:
     names = [name for struct in structs for name in struct.__struct_fields__]
 
     assert [name for name in names if not re.search(rf'[`"]{name}[`"]', REFERENCE)] == []
+
+
+# ---- releases
+
+
+def test_server_and_clients_are_of_one_version_which_the_changelog_has() -> None:
+    server, python, js = (
+        re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)[0]
+        for file, pattern in (
+            ("setup.cfg", r"^version = (.+)$"),
+            ("clients/python/pyproject.toml", r'^version = "(.+)"$'),
+            ("clients/js/package.json", r'^  "version": "(.+)",$'),
+        )
+    )
+
+    assert server == python == js
+    assert f"\n## {server}" in (ROOT / "CHANGELOG.md").read_text()

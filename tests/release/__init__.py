@@ -1,0 +1,1 @@
+"""What `make dist` has built, installed and tried."""
