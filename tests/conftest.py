@@ -3,12 +3,17 @@
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell does to what it runs in the background. The programs under test would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.get("TALLYWIRE_NO_SKIPS"):
     # The check of a clone says the same about the same code each time; who works on it looks further at each run.

@@ -151,8 +151,7 @@ class Terminal:
 
     def wait(self) -> int:
         """Until it ends; answers the exit code."""
-        while self.read():
-            pass
+        wait_until(lambda: not self.read(), "the end of the command", SECONDS)
         return self.process.wait(SECONDS)
 
     def screen(self) -> list[str]:
