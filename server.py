@@ -289,8 +289,9 @@ def start_servers(
     origins = frozenset(settings.cors_origins)
     proxies = parse_networks(settings.proxy_addresses)
     public = Services(hub, settings, ready, authority, origins, allows_loopback_origins=is_local, proxies=proxies)
-    # An IPv6 address cannot be named in a Content-Security-Policy.
-    is_nameable = is_local and listeners.public[0].family == socket.AF_INET
+    # On another machine our loopback address is the reader's own; and none of IPv6 can stand in a policy.
+    is_within_reach = is_local and all(is_on_loopback(sock) for sock in listeners.internal)
+    is_nameable = is_within_reach and listeners.public[0].family == socket.AF_INET
     public_url = base_url(listeners.public) if is_nameable else None
     internal = Services(hub, settings, ready, Anybody(), public_url=public_url, guard=guard)
     descriptors = available_connections()

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -709,14 +709,18 @@ class Hub:
         moved = [strategy_id for strategy_id, head in marks.items() if head.n > n]
         try:
             rows = await self.journal.rows_at(user.user_id, n, moved)
+            if not subscriber.has_ended:
+                self._begin_at(subscriber, user, n, marks, rows)
         except Busy:
             self._finish(subscriber, "busy")
-            return
         except BaseException:
             subscriber.close("fault")
             raise
-        if subscriber.has_ended:
-            return
+
+    def _begin_at(
+        self, subscriber: Subscriber, user: User, n: int, marks: dict[int, Row], rows: Mapping[int, Row | None]
+    ) -> None:
+        """Begin with these rows in place of the marks that have moved; None: no longer known."""
         known = {strategy_id: row for strategy_id, row in rows.items() if row is not None}
         if len(known) < len(rows):
             self._start_at_head(subscriber, user, "trimmed")

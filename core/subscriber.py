@@ -457,22 +457,23 @@ class Subscriber:
         """
         if self.has_ended:
             return
-        unsent = self.prologue if self._unsent is None else bytes(self._unsent)
-        behind = [] if self.state is State.OPENING else self.behind()
-        owed = NO_FRAME
-        if behind:
-            owed = self._take(behind)
-            self.count_written(owed, 1)
-        self._move(State.CLOSING)
-        self._ending = reason
-        self._unsent = memoryview(unsent + owed.data + farewell)
-        self._unsent_counts += owed.counts
-        self.counters.controls += 1
-        self.counters.sent_bytes += len(farewell)
         try:
+            unsent = self.prologue if self._unsent is None else bytes(self._unsent)
+            behind = [] if self.state is State.OPENING else self.behind()
+            owed = NO_FRAME
+            if behind:
+                owed = self._take(behind)
+                self.count_written(owed, 1)
+            self._move(State.CLOSING)
+            self._ending = reason
+            self._unsent = memoryview(unsent + owed.data + farewell)
+            self._unsent_counts += owed.counts
+            self.counters.controls += 1
+            self.counters.sent_bytes += len(farewell)
             self.watch_writable(True)
             self.continue_sending()
         except BaseException:
+            # Also when its last frame cannot be made: whoever is told to go may have nothing to read here any more.
             self.close("fault")
             raise
 

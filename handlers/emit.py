@@ -162,7 +162,6 @@ def emit(hub: Hub, request: EmitRequest, respond: Respond) -> None:
     What is short is read in this step of the loop, anything else in slices with pauses between them. That spares most
     emits a task, and gives up at most a millisecond or two of the loop.
     """
-    hub.counters.emit_calls += 1
     try:
         _Call(hub, request, respond).begin()
     except TallywireError as refusal:
@@ -514,6 +513,7 @@ class Reception:
 
     def emit(self, idempotency_key: str | None, request_id: str, respond: Respond) -> None:
         """The body is complete: see `emit`."""
+        self._hub.counters.emit_calls += 1
         if self._refusal is not None:
             respond(self._refusal)
             return

@@ -115,6 +115,25 @@ class TestWithTokens:
         assert "connect-src 'self';" in page.headers["Content-Security-Policy"]
 
 
+class TestFromOtherMachines:
+    """The internal listener is for others, too, the public one is not: at its address they have one of their own."""
+
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return with_settings(internal_listen="0.0.0.0:0", insecure=("internal",))
+
+    @pytest.mark.gen_test
+    async def test_its_pages_call_the_internal_listener_only(
+        self, http_client: AsyncHTTPClient, internal_port: int
+    ) -> None:
+        base_url = f"http://127.0.0.1:{internal_port}"
+        page = await fetch(http_client, f"{base_url}/console/")
+        config = json.loads((await fetch(http_client, f"{base_url}/console/config.json")).body)
+
+        assert config["public_url"] is None
+        assert "connect-src 'self';" in page.headers["Content-Security-Policy"]
+
+
 @pytest.mark.gen_test
 async def test_a_page_from_elsewhere_gets_nothing_of_it(http_client: AsyncHTTPClient, base_url: str) -> None:
     response = await fetch(http_client, f"{base_url}/console/config.json", Origin="https://evil.example")

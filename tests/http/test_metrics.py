@@ -192,14 +192,16 @@ async def test_batches_and_calls_are_counted_by_what_became_of_them(emit: Emitte
     await emit.send(b"\n".join(json.dumps(line).encode() for line in lines), "application/x-ndjson")
     assert (await emit.send(b"{")).code == 400
     assert (await emit.send(b"[{")).code == 400
+    assert (await emit.send(b"<batch/>", "text/xml")).code == 415
     after = await scrape(emit)
 
     outcomes = {outcome: after("emits_total", outcome=outcome) for outcome in ("accepted", "duplicate", "skipped")}
     assert outcomes == {"accepted": 2, "duplicate": 1, "skipped": 1}
     # Two lines, and the batch that is no JSON. How many batches stood in the last call nobody knows.
     assert after("emits_total", outcome="rejected") == 3
-    assert after("emit_calls_total") == 6
+    assert after("emit_calls_total") == 7
     assert after("answers_refused_total", code="malformed_body") == 2
+    assert after("answers_refused_total", code="unsupported_media_type") == 1
     assert (after("journal_commit_batches_count"), after("journal_commit_batches_sum")) == (2, 2)
 
 

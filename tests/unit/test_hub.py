@@ -9,9 +9,11 @@ from core.errors import Draining, InternalError, OutcomeUnknown, TallywireError
 from core.heartbeat import SLOTS
 from core.hub import Hub, Wanted
 from core.journal.base import Deliver, JournalFailed
+from core.metrics import standing_now
+from core.models import Revocation
 from core.publisher import STEP_SECONDS, WRITES_BETWEEN_LOOKS
 from core.statistics import HourlyNotices
-from core.subscriber import State, stream_options
+from core.subscriber import Frame, State, StreamKey, Subscriber, stream_options
 from tests.unit.world import Client, FakeConnection, HesitantJournal, World, result
 
 PLAIN = stream_options(chunked=False)
@@ -318,6 +320,62 @@ def test_a_fault_of_one_stream_keeps_no_deletion_from_being_answered() -> None:
     assert deleted.result().rows == 1
     assert broken.state is State.CLOSED
     world.close()
+
+
+def no_frame(_self: Subscriber, _key: StreamKey) -> Frame:
+    raise RuntimeError("a bug")
+
+
+def revoked(world: World) -> object:
+    return world.start(world.hub.revoke(Revocation(7)))
+
+
+def deleted(world: World) -> object:
+    return world.start(world.hub.delete_user(7))
+
+
+def drained(world: World) -> object:
+    return world.start(world.hub.drain(1))
+
+
+@pytest.mark.logs("Farewell failed")
+@pytest.mark.parametrize("told_to_go", [revoked, deleted, drained])
+def test_a_stream_whose_last_frame_cannot_be_made_goes_all_the_same(
+    told_to_go: Callable[[World], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(coalesce_ms=5)
+    connection = FakeConnection(7, PLAIN)
+
+    let_in(connection, world)
+    world.commit()
+    world.emit_now(7, 3)
+    world.emit_now(7, 3)
+    assert connection.behind()
+    monkeypatch.setattr(Subscriber, "encode_alone", no_frame)
+    told_to_go(world)
+    world.commit()
+
+    assert connection.state is State.CLOSED
+    assert standing_now(world.hub).unaccounted == 0
+    world.close()
+
+
+def test_a_stream_that_cannot_be_told_what_it_missed_ends_and_is_owed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.emit_now(7, 3)
+    world.emit_now(7, 3)
+    connection = FakeConnection(7, PLAIN)
+    monkeypatch.setattr(Subscriber, "encode_alone", no_frame)
+
+    world.open(connection, (3,), f"{world.journal.epoch}-1")
+    world.commit()
+    monkeypatch.undo()
+    world.emit_now(7, 3)
+
+    assert connection.state is State.CLOSED
+    assert standing_now(world.hub).unaccounted == 0
+    with pytest.raises(RuntimeError, match="a bug"):
+        world.close()
 
 
 def test_a_deletion_is_refused_while_the_server_drains() -> None:
