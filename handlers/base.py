@@ -106,7 +106,7 @@ class Services(Struct, frozen=True):
         return (
             ("Access-Control-Allow-Origin", origin),
             *((("Access-Control-Allow-Credentials", "true"),) if with_cookies else ()),
-            ("Access-Control-Expose-Headers", "X-Request-Id"),
+            ("Access-Control-Expose-Headers", "Retry-After, X-Request-Id"),
             ("Vary", "Origin"),
         )
 

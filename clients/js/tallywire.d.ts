@@ -33,7 +33,8 @@ export interface StreamOptions {
   userId?: number
   /**
    * Count from the beginning of the journal, as the server states it, and compare own sums with what it states at each
-   * frame (the default). With `false` sums count from when the stream was opened.
+   * frame (the default). With `false` sums count from when the stream was opened, and after a `stream_reset` from the
+   * beginning of the journal.
    */
   totals?: boolean
   /**
@@ -45,7 +46,7 @@ export interface StreamOptions {
    * How the token is shown: `'bearer'` (the default) with the stream itself; `'session'` makes it a cookie
    * (`POST <url>/session`), which the stream then sends; `'ticket'` asks for a ticket (`POST <url>/ticket`) for each
    * attempt, so that the request of the stream has no header of its own. Without `token` a session is one that the page
-   * has made, and a ticket is asked for with its cookie.
+   * has made, and a ticket is asked for with its cookie. Node keeps no cookies, and so has no sessions.
    */
   auth?: 'bearer' | 'session' | 'ticket'
   /** As for `fetch`. Default: `'include'` with `auth: 'session'`, `'omit'` with `'ticket'`, else `'same-origin'`. */
@@ -56,7 +57,7 @@ export interface StreamOptions {
    * has no Web Locks or BroadcastChannel, each stream has a connection of its own.
    */
   share?: string
-  /** Go on from there. */
+  /** Go on from there: a snapshot of the same user, with the same `totals`. */
   from?: Snapshot | null
   /** Closes the stream when it is aborted. */
   signal?: AbortSignal

@@ -10,6 +10,8 @@
 const MAX_FRAME_LENGTH = 4 * 2 ** 20
 const MAX_DELAY_MS = 60_000
 const MAX_RETRY_AFTER_MS = 3_600_000
+/** A timer that is asked for more goes off at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1
 /** Before the server has named a time. */
 const DEFAULT_RETRY_MS = 1000
 /** For the token and the first event together. */
@@ -162,16 +164,16 @@ export class Tally {
     return { outcome: 'applied', mismatches }
   }
 
-  /** Where own sums are not those that are stated for this position. Strategies without own sums begin with those stated. */
+  /** Where own sums are not those that are stated for this position, and whether there are own ones of all that was counted. */
   compare(totals) {
     const mismatches = []
+    let isComplete = true
     for (const { strategy_id, summaries } of totals) {
       const own = this.#strategies.get(strategy_id)?.summaries
-      if (!own) this.#strategies.set(strategy_id, { strategy_id, summaries: immutable(summaries), batches: 0, timestamp: null })
+      if (!own) isComplete &&= summaries.length === 0
       else if (!isSame(own, summaries)) mismatches.push({ strategy_id, own, stated: summaries, position: this.position })
     }
-    this.#totals = null
-    return mismatches
+    return { mismatches, isComplete }
   }
 
   /** Move to where another tab is. Answers the difference as updates, null where there is none to tell, since the sums were replaced. */
@@ -316,8 +318,8 @@ class Link {
         this.#host.deliver('error', error)
         if (signal.aborted) return null
         this.#host.state('waiting', { delay_ms: delayMs, error })
-        // The time that a server gives us on its way out is ours alone: nobody comes earlier.
-        if (delayMs > 0 && !signal.aborted) await this.#wait(delayMs, signal, error.kind !== 'closing')
+        // The time that a server gives us is ours alone: nobody comes earlier.
+        if (delayMs > 0 && !signal.aborted) await this.#wait(delayMs, signal, error.kind !== 'closing' && !error.retryAfterMs)
       }
     }
     return null
@@ -352,7 +354,8 @@ class Link {
     if (kind === 'closing') return retryMs
     const longest = Math.max(retryMs, Math.min(this.#options.maxDelayMs, retryMs * 2 ** Math.max(this.#failures, this.#repairs)))
     const delayMs = retryMs + random() * (longest - retryMs)
-    return retryAfterMs ? Math.max(delayMs, Math.min(retryAfterMs, MAX_RETRY_AFTER_MS) + random() * retryMs) : delayMs
+    const leastMs = retryAfterMs ? Math.min(retryAfterMs, MAX_RETRY_AFTER_MS) + random() * retryMs : 0
+    return Math.min(Math.max(delayMs, leastMs), MAX_TIMER_MS)
   }
 
   #mayRenew({ status }) {
@@ -471,7 +474,8 @@ class Link {
   // -- listening
 
   #take(frame, watch, attempt) {
-    if (frame.retry !== null) this.#retryMs = frame.retry
+    // Of 0 all multiples are 0: a server that is away would be asked without a pause.
+    if (frame.retry !== null) this.#retryMs = Math.min(Math.max(frame.retry, 1), MAX_TIMER_MS)
     this.#host.deliver('frame', frame)
     const take = frame.data !== null && Object.hasOwn(TAKE, frame.event) && TAKE[frame.event]
     if (!take || attempt.signal.aborted) return
@@ -493,8 +497,10 @@ class Link {
       cause = 'open'
     } else {
       if (position !== asked) this.#gap('after', position)
-      const mismatches = this.#options.totals ? this.#tally.compare(totals) : []
+      const { mismatches, isComplete } = this.#tally.compare(this.#options.totals ? totals : [])
       if (this.#disagree(mismatches)) cause = 'mismatch'
+      // Sums of the last visit may be of fewer strategies.
+      else if (!isComplete) cause = 'open'
       if (cause) this.#tally.begin(this.#newBase(), position, totals)
     }
     this.#host.state('open')
@@ -692,20 +698,25 @@ class Tabs {
     else if (!this.#isLeading) this.#ask()
   }
 
+  /** Who is on the way out says nothing any more: a page may close its stream while it is told something. */
+  get #speaks() {
+    return this.#isLeading && !this.#stop.signal.aborted
+  }
+
   tell(type, event) {
-    if (this.#isLeading) this.#post({ kind: 'wire', type, event, base: this.#tally.base })
+    if (this.#speaks) this.#post({ kind: 'wire', type, event, base: this.#tally.base })
   }
 
   /** Says who leads, how the connection is, and where the sums stand. */
   beat(withSnapshot = false) {
-    if (!this.#isLeading) return
+    if (!this.#speaks) return
     const { base, position } = this.#tally
     const snapshot = withSnapshot ? this.#tally.snapshot() : null
     this.#post({ kind: 'beat', facts: this.#host.facts(), base, position, snapshot })
   }
 
   end(error) {
-    if (this.#isLeading) this.#post({ kind: 'end', error: plain(error) })
+    if (this.#speaks) this.#post({ kind: 'end', error: plain(error) })
   }
 
   /** One stay in the queue for the lock and at its head. Answers how to queue the next time. */
@@ -804,7 +815,7 @@ class Tabs {
   }
 
   #answer({ term, all, base, position }) {
-    if (this.#isLeading) {
+    if (this.#speaks) {
       this.#term = Math.max(this.#term, term)
       this.beat(all || base !== this.#tally.base || position !== this.#tally.position)
     } else if (all && this.#tally.position !== null) {
@@ -957,8 +968,9 @@ export class TallywireStream {
   }
 
   #finish(error) {
-    this.#error = error
+    this.#error ??= error // a page may close a stream that is about to be closed, when it is told why
     if (error) this.#dispatch('error', error)
+    error = this.#error
     this.#set({ state: 'closed', role: this.role, ...(error && { error }) })
     this.#closed.abort()
   }
@@ -971,8 +983,9 @@ export class TallywireStream {
 
   #host() {
     const deliver = (type, event) => {
-      this.#dispatch(type, event)
+      // Told first: what this tab's own page makes of it, or of the stream, is no business of the others.
       if (Object.hasOwn(TAKE, type)) this.#tabs?.tell(type, event)
+      this.#dispatch(type, event)
     }
     const counted = (event, updates) => {
       for (const update of updates) this.#dispatch('order_batch_update', update)
@@ -1029,10 +1042,13 @@ export class TallywireStream {
   }
 
   #dispatch(type, event, isLast = false) {
-    if (this.state === 'closed' && !isLast) return
-    for (const { listener } of [...(this.#listeners.get(type) ?? [])]) {
+    const listeners = this.#listeners.get(type) ?? new Set()
+    for (const entry of [...listeners]) {
+      // What a listener does counts for those behind it: it may have closed the stream, or taken another one off.
+      if (this.state === 'closed' && !isLast) return
+      if (!listeners.has(entry)) continue
       try {
-        listener(event)
+        entry.listener(event)
       } catch (error) {
         report(error)
       }

@@ -89,6 +89,7 @@ def visit(
     width: int = WIDE,
     expected: Sequence[str] = (),
     bypass_csp: bool = False,
+    time_zone: str = "UTC",
 ) -> Iterator[Visit]:
     """A reader with a browser session of its own, checked at the end. `expected`: parts of complaints that are
     right."""
@@ -96,7 +97,7 @@ def visit(
         viewport={"width": width, "height": 800},
         color_scheme="dark" if colours == "dark" else "light",
         bypass_csp=bypass_csp,
-        timezone_id="UTC",
+        timezone_id=time_zone,
         locale="en-GB",
     )
     try:

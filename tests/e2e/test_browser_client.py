@@ -117,7 +117,8 @@ def test_five_tabs_survive_a_killed_server(durability: str, pages: Site, tmp_pat
             check_quiet(*tabs)
 
 
-def test_five_tabs_outlive_their_tokens(context: BrowserContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize("auth", ["bearer", "session", "ticket"])
+def test_five_tabs_outlive_their_tokens(auth: str, context: BrowserContext, tmp_path: Path) -> None:
     secret, port = tmp_path / "secret", free_port()
     secret.write_bytes(SECRET)
     arguments = (
@@ -133,7 +134,7 @@ def test_five_tabs_outlive_their_tokens(context: BrowserContext, tmp_path: Path)
         running_server(*arguments) as server,
         Emitting(server) as emitting,
     ):
-        tabs = five_tabs(pages, server.public, token=True)
+        tabs = five_tabs(pages, server.public, token=True, auth=auth)
 
         def renewals() -> int:
             return sum(tab.report()["tokens"].count("expiring") for tab in tabs)

@@ -449,7 +449,73 @@ def test_strategies_that_are_none_are_asked_for_again(chromium: Browser, server:
         assert "Which strategies?" in reader.text("main .notice")
 
 
+def test_a_user_that_is_none_is_asked_for_again(chromium: Browser, server: ServerProcess) -> None:
+    with visit(chromium, server) as reader:
+        reader.open("stream")
+        reader.page.get_by_label("User", exact=True).fill("me")
+        reader.page.get_by_role("button", name="Connect", exact=True).click()
+
+        assert "userId must be an id" in reader.text("main .notice")
+        assert reader.page.get_by_role("button", name="Disconnect").is_disabled()
+
+
+def test_who_resumes_goes_on_with_the_same_user_whatever_was_typed_since(
+    chromium: Browser, server: ServerProcess
+) -> None:
+    with visit(chromium, server) as reader:
+        reader.open("stream", "user_id=7&strategy_id=3")
+        reader.wait_for_state("Open")
+        reader.page.get_by_role("button", name="Disconnect").click()
+        reader.page.get_by_label("User", exact=True).fill("8")
+        reader.page.get_by_label("Strategies", exact=True).fill("1")
+        reader.page.get_by_role("button", name="Resume").click()
+        rows(reader).filter(has_text="resumed without loss").wait_for()
+
+        assert reader.page.get_by_label("User", exact=True).input_value() == "7"
+        assert reader.page.get_by_label("Strategies", exact=True).input_value() == "3"
+        assert reader.figure("Mismatches") == "0"
+
+
 # ---- hours
+
+
+DRAWN = """
+const cut = window.cut = []
+const fillText = CanvasRenderingContext2D.prototype.fillText
+CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...given) {
+  const width = this.measureText(text).width
+  const left = { left: 0, start: 0, center: width / 2, right: width, end: width }[this.textAlign]
+  const at = this.getTransform().e + x - left
+  if (at < 0 || at + width > this.canvas.width) cut.push(text)
+  window.drawn = (window.drawn ?? 0) + 1
+  return fillText.call(this, text, x, y, ...given)
+}
+"""
+"""Notes what is written beyond the edge of a canvas."""
+
+
+@pytest.mark.parametrize("hours", [24, 168, 744])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_no_label_of_a_chart_is_cut_off(chromium: Browser, server: ServerProcess, hours: int, width: int) -> None:
+    with visit(chromium, server, width=width) as reader:
+        reader.page.add_init_script(DRAWN)
+        reader.open("hours", f"user_id={USER}&hours={hours}")
+        reader.page.wait_for_function("window.drawn > 3")
+
+        assert reader.page.evaluate("cut") == []
+
+
+@pytest.mark.parametrize("time_zone", ["Asia/Kolkata", "Asia/Kathmandu"])
+def test_hours_are_asked_for_where_they_begin_at_another_minute(
+    chromium: Browser, server: ServerProcess, time_zone: str
+) -> None:
+    with visit(chromium, server, time_zone=time_zone) as reader:
+        reader.open("hours")
+        reader.page.get_by_label("User", exact=True).fill(str(USER))
+        reader.page.get_by_role("button", name="Show").click()
+        reader.page.locator("table.data tbody tr").first.wait_for()
+
+        assert reader.figure("Hours with counts") == "1"
 
 
 def test_hours_are_shown_as_bars_and_as_a_table(chromium: Browser, server: ServerProcess) -> None:
@@ -549,6 +615,23 @@ def test_the_key_is_asked_for_and_a_wrong_one_is_told(chromium: Browser, keyed: 
 
         assert not dialog.is_visible()
         assert reader.page.locator("#key-input").input_value() == ""
+
+
+def test_what_no_header_can_carry_is_no_key(chromium: Browser, keyed: ServerProcess) -> None:
+    with visit(chromium, keyed) as reader:
+        reader.open("overview")
+        _type_key(reader, f"{SECRET}\u200b")  # as pages to copy from have it
+        reader.page.locator("#key-problem", has_text="That is no key").wait_for()
+        _type_key(reader, SECRET)
+        reader.wait_for_state("Live")
+
+
+def test_a_line_to_paste_has_a_place_for_the_key(chromium: Browser, keyed: ServerProcess) -> None:
+    with visit(chromium, keyed) as reader:
+        reader.open("connections")
+        _type_key(reader, SECRET)
+
+        assert "Authorization: Bearer $KEY" in reader.page.locator(".code").inner_text()
 
 
 def test_the_key_opens_every_page_and_is_kept_nowhere(chromium: Browser, keyed: ServerProcess) -> None:

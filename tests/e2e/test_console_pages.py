@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec import msgpack
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 
 from core.access import key_of
 from core.reports import BATCHES_LISTED, KEYS_LISTED
@@ -170,6 +170,21 @@ def test_batches_are_asked_for_by_time(chromium: Browser, server: ServerProcess)
         reader.page.get_by_label("From", exact=True).fill("2020-01-31T14:00:00")
         press(reader, "Ask")
         expect(rows(batches)).to_have_count(1)
+
+
+def test_batches_that_are_asked_for_twice_are_listed_once(chromium: Browser, server: ServerProcess) -> None:
+    with visit(chromium, server) as reader:
+        held: list[Route] = []
+        reader.page.route("**/internal/batches?*", lambda route: held.append(route))
+        reader.open("lookup", "user_id=7&strategy_id=3")
+        reader.page.get_by_label("Which").select_option("all")
+        wait_until(lambda: reader.page.evaluate("true") and len(held) == 2, "both questions")
+        for route in held:
+            route.continue_()
+        expect(reader.page.get_by_role("region", name="Batches", exact=True)).to_have_count(1)
+        reader.page.wait_for_load_state("networkidle")
+
+        assert reader.page.get_by_role("region", name="Batches", exact=True).count() == 1
 
 
 def test_a_user_nobody_knows_is_explained(chromium: Browser, server: ServerProcess) -> None:

@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.programs import installed
-from tests.process import ROOT
+from tests.process import ROOT, running_server
+from tests.tokens import SECRET, claims, token
 
 CLIENT = ROOT / "clients" / "js"
 COMPILER = Path(__file__).parent / "node_modules" / "typescript" / "bin" / "tsc"
@@ -30,6 +32,18 @@ MISUSE = (
     "stream.totals.set(3, [])",
     "stream.totals.get(3)![0].created = 1",
 )
+
+ONE_COUNT = """
+import { TallywireStream } from './tallywire.js'
+const [url, auth, token] = process.argv.slice(1)
+const stream = new TallywireStream({ url, auth, token: () => token, strategyIds: '*' })
+stream.on('error', error => console.log(error.message))
+stream.on('totals', ({ totals }) => {
+  console.log(JSON.stringify([...totals]))
+  stream.close()
+})
+"""
+"""Prints the totals that it starts with. It ends when nothing is left that would keep it: it never says so itself."""
 
 
 def node(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -95,3 +109,16 @@ def test_the_module_has_what_its_types_say() -> None:
         "snapshot",
         "close",
     }
+
+
+@pytest.mark.parametrize("auth", ["bearer", "ticket"])
+def test_a_program_on_node_shows_its_token_and_ends_when_its_stream_is_closed(auth: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    with running_server("--auth=jwt", f"--jwt-keys=HS256={secret}", "--durability=none") as server:
+        server.emit(7, 3, {"success": True, "order_type": "LIMIT", "event_type": "order_created"})
+        shown = token(claims(time.time(), strategies=[3]))
+        done = node("--input-type=module", "--eval", ONE_COUNT, f"{server.public}/stream", auth, shown)
+
+    assert done.stderr == ""
+    assert done.stdout.strip() == '[[3,[{"order_type":"LIMIT","created":1,"cancelled":0}]]]'

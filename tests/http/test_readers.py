@@ -427,6 +427,7 @@ async def test_pages_of_exact_origins_read_with_their_cookies(ask: Ask, stream: 
         assert reader.headers["vary"] == "Origin"
     refused = await ask("/totals?strategy_id=3", Origin="https://app.example.com")
     assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
+    assert refused.headers["Access-Control-Expose-Headers"] == "Retry-After, X-Request-Id"
     preflight = await ask("/stream/session", "OPTIONS", Origin="https://app.example.com")
     assert preflight.headers["Access-Control-Allow-Methods"] == "POST, DELETE"
     assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]

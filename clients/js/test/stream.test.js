@@ -226,6 +226,52 @@ test('Retry-After is the least that it waits', async () => {
   assert.ok(events('state').at(-1).delay_ms >= 30_000)
 })
 
+test('the time of Retry-After is the least, however early the network is there', async () => {
+  await opened()
+  await world.latest.refuse(503, { retry: 'later' }, { 'Retry-After': '30' })
+  world.page.dispatchEvent(new Event('online'))
+  await world.pass(29_000)
+
+  assert.equal(world.exchanges.length, 1)
+  await world.pass(3000)
+  assert.equal(world.exchanges.length, 2)
+})
+
+test('Retry-After may be a date', async () => {
+  await opened()
+  // The clock of the world stands at 1,000 seconds.
+  await world.latest.refuse(503, { retry: 'later' }, { 'Retry-After': new Date(1_060_000).toUTCString() })
+
+  assert.ok(events('state').at(-1).delay_ms >= 60_000)
+})
+
+test('a server that says no time is not asked without a pause', async () => {
+  await opened({}, open('e-0', { retry: 0 }))
+  await world.latest.end()
+  for (let attempt = 0; attempt < 12; attempt += 1) {
+    await world.pass(60_000)
+    await world.latest.fail()
+  }
+
+  assert.ok(events('state').at(-1).delay_ms > 1000)
+})
+
+for (const [name, options, retry] of [['a server', {}, 2 ** 31], ['a page', { maxDelayMs: Infinity }, 1000]]) {
+  test(`no timer is asked for more than it can hold, whatever ${name} names`, async () => {
+    const { setTimeout } = world.environment
+    const environment = { ...world.environment, setTimeout: (callback, ms) => (assert.ok(ms < 2 ** 31, `${ms} ms`), setTimeout(callback, ms)) }
+    await opened({ environment, ...options }, open('e-0', { retry }))
+    await world.latest.end()
+    for (let attempt = 0; attempt < 40 && stream.state === 'waiting'; attempt += 1) {
+      assert.ok(events('state').at(-1).delay_ms < 2 ** 31)
+      await world.pass(events('state').at(-1).delay_ms)
+      await world.latest.fail()
+    }
+
+    assert.equal(stream.state, 'waiting')
+  })
+}
+
 test('a page of something in between is not taken for a stream', async () => {
   await opened()
   await world.latest.refuse(200, null, { 'Content-Type': 'text/html' })
@@ -531,6 +577,29 @@ test('a stream that is closed within a frame delivers nothing of what is behind 
   assert.equal(world.latest.hasEnded, true)
 })
 
+test('a listener is told nothing behind the end, whoever of its fellows has brought it about', async () => {
+  await opened()
+  const heard = []
+  const offs = []
+  stream.on('stream_open', () => offs[0]())
+  offs.push(stream.on('stream_open', () => heard.push('taken off')))
+  stream.on('order_batch_update', () => stream.close())
+  stream.on('order_batch_update', () => heard.push('closed'))
+  await world.latest.stream(open('e-0'), update(3, 'e-0', 'e-1', LIMIT(1)))
+
+  assert.equal(stream.state, 'closed')
+  assert.deepEqual(heard, [])
+})
+
+test('why it is closed is known, also where the page closes it for that', async () => {
+  await opened()
+  stream.on('error', ({ final }) => final && stream.close())
+  await world.latest.refuse(404, { code: 'not_found', retry: 'no' })
+
+  assert.equal(stream.error?.problem.code, 'not_found')
+  assert.deepEqual(events('state').at(-1).error, stream.error)
+})
+
 test('a signal closes it, before and after its start', async () => {
   const controller = new AbortController()
   await opened({ signal: controller.signal }, open('e-0'))
@@ -552,6 +621,15 @@ test('the next visit goes on from what the last one kept', async () => {
   await world.latest.stream(open('e-1', { resumed: true }), update(3, 'e-1', 'e-3', LIMIT(1)))
 
   assert.deepEqual(sums(), LIMIT(5))
+})
+
+test('sums that begin with strategies that the last visit did not have are told', async () => {
+  const totals = [{ strategy_id: 3, summaries: LIMIT(4) }, { strategy_id: 4, summaries: LIMIT(9) }]
+  const from = { base: 'one', position: 'e-1', strategies: [{ ...totals[0], batches: 1, timestamp: null }] }
+  await opened({ from, strategyIds: [3, 4], totals: true }, open('e-1', { resumed: true, totals }))
+
+  assert.deepEqual(events('mismatch'), [])
+  assert.deepEqual(events('totals').map((event) => [...event.totals]), [totals.map((each) => [each.strategy_id, each.summaries])])
 })
 
 test('a block without data is no event', async () => {

@@ -286,3 +286,20 @@ test('what ends the stream for good ends it for every tab', async () => {
   assert.deepEqual(tabs.map(({ stream }) => [stream.state, stream.error?.problem?.code]), Array(2).fill(['closed', 'invalid_query']))
   assert.equal(site.world.exchanges.length, 1)
 })
+
+for (const type of ['state', 'stream_open', 'totals', 'order_batch_update']) {
+  test(`a leader that is closed by its own page while it tells of ${type} closes nobody else`, async () => {
+    const site = new Site()
+    const first = site.open()
+    first.stream.on(type, () => first.stream.state === 'closed' || (first.stream.state === 'open' && site.close(first)))
+    const others = [site.open(), site.open()]
+    await site.pass(500)
+    site.journal.emit(4)
+    await site.pass(15_000)
+
+    assert.equal(first.stream.state, 'closed')
+    assert.deepEqual(others.map(({ stream }) => stream.state), ['open', 'open'])
+    site.check()
+    for (const tab of others) site.close(tab)
+  })
+}

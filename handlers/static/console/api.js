@@ -92,7 +92,7 @@ export function setAsksForKey(does) {
 async function needKey(problem) {
   if (declined) throw new Problem(NO_KEY)
   // One dialog for all the calls that wait.
-  asking ??= ask(problem).finally(() => { asking = null })
+  asking ??= askFor(problem).finally(() => { asking = null })
   const given = await asking
   if (given === null) {
     declined = true
@@ -101,6 +101,15 @@ async function needKey(problem) {
   }
   key = given
   onKeyChange()
+}
+
+/** A key that a header can carry; null where none is given. What came along from where it was copied is no key. */
+async function askFor(problem) {
+  let given = await ask(problem)
+  while (given !== null && !/^[\x21-\x7e]+$/.test(given)) {
+    given = await ask('That is no key: a key has no blanks, and only letters, digits and signs of ASCII. Copy it again.')
+  }
+  return given
 }
 
 async function reach(path, init) {

@@ -3,6 +3,8 @@ import uPlot from './vendor/uPlot.esm.js'
 import { el } from './dom.js'
 
 const HEIGHT = 150
+/** Half of the longest label of a moment: the last one may stand at the very end. */
+const HALF_A_LABEL = 26
 const HOUR_SECONDS = 3600
 const WHOLE_STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map(step => step * 10 ** power)).flat()
 const darkness = matchMedia('(prefers-color-scheme: dark)')
@@ -121,7 +123,7 @@ function chart({ label, series, format, height, options, isStack = false, isWhol
       width: Math.max(120, canvas.clientWidth),
       height,
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, HALF_A_LABEL, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { show: !isStack, size: 6 } },
       hooks: { setCursor: [self => data && state(self.cursor.idx)] },
       axes: [

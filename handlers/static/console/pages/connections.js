@@ -1,5 +1,6 @@
 // Who is connected, who is behind, and why streams ended: /internal/connections.
 import { badge, bytes, code, count, duration, el, empty, field, stat, table } from '../dom.js'
+import { curl } from '../openapi_document.js'
 import { recent } from '../recent.js'
 
 export const title = 'Connections'
@@ -51,10 +52,14 @@ export function mount(root, context) {
   )
 
   let isPaused = false
+  // Not what is being typed: half an id is somebody else's.
+  let whose = user.value.trim()
   const poll = context.poll(EVERY_MS, async signal => {
     if (isPaused) return
     try {
-      draw(await context.api.get('/internal/connections', { user_id: user.value.trim() }, { signal }))
+      const asked = whose
+      const report = await context.api.get('/internal/connections', { user_id: asked }, { signal })
+      if (asked === whose) draw(report)
       trouble.replaceChildren()
       root.classList.remove('is-stale')
     } catch (error) {
@@ -66,9 +71,9 @@ export function mount(root, context) {
   })
 
   function ask() {
-    const user_id = user.value.trim()
-    if (user_id) recent.user_id = user_id
-    context.setParameters(user_id ? { user_id } : {})
+    whose = user.value.trim()
+    if (whose) recent.user_id = whose
+    context.setParameters(whose ? { user_id: whose } : {})
     trouble.replaceChildren()
     poll.now()
   }
@@ -81,7 +86,7 @@ export function mount(root, context) {
   })
 
   function draw(report) {
-    figures.open.set(count(report.connections), '', user.value ? `of user ${user.value}` : 'of everyone')
+    figures.open.set(count(report.connections), '', whose ? `of user ${whose}` : 'of everyone')
     figures.behind.set(count(report.lagging), report.lagging ? 'warn' : '', report.lagging ? 'get one merged event' : 'everyone is up to date')
     figures.blocked.set(count(report.blocked), '', 'sockets that are full')
     figures.delayed.set(count(report.accepts_delayed), '', 'clients made to wait')
@@ -100,8 +105,8 @@ export function mount(root, context) {
       el('span', { class: 'mono muted', text: each.position ?? '' }),
     ]))
     if (listed) none.replaceChildren()
-    else if (!none.firstChild || none.dataset.user !== user.value) none.replaceChildren(nobody(user.value.trim()))
-    none.dataset.user = user.value
+    else if (!none.firstChild || none.dataset.user !== whose) none.replaceChildren(nobody(whose, context.config))
+    none.dataset.user = whose
     closed.draw(report.closed)
     refused.draw(report.refused)
   }
@@ -110,11 +115,11 @@ export function mount(root, context) {
 const strategies = list =>
   Array.isArray(list) ? (list.length > 6 ? `${list.slice(0, 6).join(', ')} and ${list.length - 6} more` : list.join(', ')) : String(list ?? '*')
 
-function nobody(user_id) {
+function nobody(user_id, config) {
   const url = `/internal/stream?user_id=${user_id || 7}&strategy_id=*`
   return empty(user_id ? `User ${user_id} is not connected` : 'Nobody is connected',
     el('p', {}, 'Open a stream in the ', el('a', { href: `#/stream?user_id=${user_id || 7}&strategy_id=*`, text: 'stream inspector' }), ', or in a terminal:'),
-    code(`curl -N '${location.origin}${url}'`))
+    code(curl({ method: 'GET', url: location.origin + url, isStream: true, asksForKey: config.internal_auth === 'keys' })))
 }
 
 /** Counts by name as bars, the highest first, drawn again without losing the place of the reader. */

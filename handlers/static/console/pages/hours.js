@@ -7,6 +7,7 @@ import { connectedUsers, recent } from '../recent.js'
 export const title = 'Hours'
 
 const HOUR_MS = 3_600_000
+const QUARTER_SECONDS = 900
 const RANGES = [['24 hours', 24], ['7 days', 7 * 24], ['31 days', 31 * 24]]
 const MOST_TYPES = 8
 
@@ -14,8 +15,8 @@ export function mount(root, context) {
   const given = context.parameters
   const user = el('input', { inputmode: 'numeric', placeholder: 'id', required: true, value: given.get('user_id') ?? recent.user_id, list: 'hours-users' })
   const strategy = el('input', { inputmode: 'numeric', placeholder: 'every', value: given.get('strategy_id') ?? '' })
-  const from = el('input', { type: 'datetime-local', step: '3600' })
-  const to = el('input', { type: 'datetime-local', step: '3600' })
+  // Hours are those of UTC: in some time zones they begin at half past, or at a quarter to.
+  const [from, to] = ['from', 'to'].map(() => el('input', { type: 'datetime-local', step: QUARTER_SECONDS }))
   const users = el('datalist', { id: 'hours-users' })
   const choice = el('div', { class: 'tabs', role: 'group', 'aria-label': 'Range' }, RANGES.map(([label, hours]) =>
     el('button', { type: 'button', 'aria-pressed': 'false', data: { hours }, on: { click: () => choose(hours) } }, label)))
@@ -79,11 +80,11 @@ export function mount(root, context) {
     chart = stackChart({ label: `Counts by hour and order type of user ${answer.user_id}; the same stands in the table below`, types: counted.types, format: count })
     found.replaceChildren(figuresOf(counted),
       el('section', { class: 'card' },
-        el('div', { class: 'card-head' }, el('h2', { text: 'Created above the line, cancelled below' }), el('span', { class: 'hint', text: `hours begin in ${zone()} time` })),
+        el('div', { class: 'card-head' }, el('h2', { text: 'Created above the line, cancelled below' }), el('span', { class: 'hint', text: `times are those of ${zone()}` })),
         chart.element),
       el('section', { class: 'card' }, el('h2', { text: 'Hour by hour' }), tableOf(counted)))
     chart.set(counted.times, counted.created, counted.cancelled)
-    context.announce(`${counted.rows.length} hours with counts`)
+    context.announce(`${counted.rows.length} ${counted.rows.length === 1 ? 'hour' : 'hours'} with counts`)
   }
 
   connectedUsers(context.api, context.signal)

@@ -6,8 +6,8 @@ export const title = 'Look-up'
 const ROWS_SHOWN = 100 // more of them on request: a table of thousands is no use, and slow
 const HOUR_MS = 3_600_000
 const RANGES = [
-  { name: 'hour', label: 'its last hour', ms: HOUR_MS },
-  { name: 'day', label: 'its last day', ms: 24 * HOUR_MS },
+  { name: 'hour', label: 'the hour up to the newest', ms: HOUR_MS },
+  { name: 'day', label: 'the day up to the newest', ms: 24 * HOUR_MS },
   { name: 'all', label: 'all that is kept' },
   { name: 'span', label: 'a span of time' },
 ]
@@ -172,12 +172,13 @@ function batchesCard(context, key) {
 
   const ask = async () => {
     const { user_id, strategy_id } = key
-    const asked = { user_id, strategy_id, ...times() }
-    shown.replaceChildren()
+    // Each question has a place of its own: an answer to an older one is shown to nobody.
+    const answer = el('div', { class: 'stack start' })
+    shown.replaceChildren(answer)
     try {
-      await listBatches(context, asked, shown)
+      await listBatches(context, { user_id, strategy_id, ...times() }, answer)
     } catch (error) {
-      shown.replaceChildren(...[context.problem(error)].filter(Boolean))
+      answer.replaceChildren(...[context.problem(error)].filter(Boolean))
     }
   }
   const times = () => {
@@ -249,12 +250,14 @@ function connectionsCard(userId, report) {
 
 /** A click handler that is not run twice at once, and tells what goes wrong beside its button. */
 function busyWhile(button, context, work) {
+  let notice = null
   return async () => {
     button.disabled = true
+    notice?.remove()
     try {
       await work()
     } catch (error) {
-      const notice = context.problem(error)
+      notice = context.problem(error)
       if (notice) button.after(notice)
     }
     button.disabled = false

@@ -46,7 +46,7 @@ export function mount(root, context) {
 
   let stream = null
   let resumable = null
-  let listensTo = ''
+  let listensTo = ['', '']
 
   function start(from) {
     let strategyIds
@@ -57,10 +57,11 @@ export function mount(root, context) {
       return
     }
     stream?.close()
+    stream = null
     const userId = Number(user.value)
     recent.user_id = user.value.trim()
     recent.strategy_id = strategies.value.trim()
-    listensTo = `${recent.user_id} ${recent.strategy_id}`
+    listensTo = [recent.user_id, recent.strategy_id]
     context.setParameters([['user_id', recent.user_id], ...[strategyIds].flat().map(id => ['strategy_id', id])])
     if (from === null) {
       figures.reset()
@@ -69,17 +70,20 @@ export function mount(root, context) {
     } else list.mark('Resumed from the position below')
     trouble.replaceChildren()
     law.replaceChildren()
-    welcome.hidden = true
-    open.hidden = false
-    cut.disabled = false
+    cut.disabled = true
     cut.textContent = 'Disconnect'
     resumable = null
     try {
       stream = new TallywireStream({ url: '/internal/stream', userId, strategyIds, from, environment: { fetch: fetchWithKey(context.api) } })
     } catch (error) {
       trouble.replaceChildren(context.problem(error))
+      state.className = 'badge'
+      state.textContent = 'Not connected'
       return
     }
+    welcome.hidden = true
+    open.hidden = false
+    cut.disabled = false
     follow(stream)
   }
 
@@ -126,6 +130,8 @@ export function mount(root, context) {
 
   cut.addEventListener('click', () => {
     if (resumable) {
+      // Sums go on only for whom they were counted, whatever has been typed since.
+      [user.value, strategies.value] = listensTo
       start(resumable)
       return
     }
@@ -140,7 +146,7 @@ export function mount(root, context) {
     cut.textContent = 'Resume'
     cut.disabled = resumable === null
     connect.textContent = 'Connect'
-    if (resumable) law.replaceChildren(howToMiss(context.config, ...listensTo.split(' ')))
+    if (resumable) law.replaceChildren(howToMiss(context.config, ...listensTo))
   })
 
   if (given.get('user_id')) start(null)
