@@ -222,14 +222,21 @@ def _emit(target: Target, batches: list[bytes], tried: Tried, *, as_json: bool, 
         raise
     if answer.status != 200:
         raise _refused(target, answer, batches, tried, repeat)
-    asked = iter(batches)
-    for line in filter(None, answer.body.split(b"\n")):
-        result = _decode_answer(line)
+    lines = answer.body.splitlines()
+    try:
+        results = [_decode_answer(line) for line in lines]
+    except msgspec.DecodeError:
+        results = []
+    if len(results) != len(batches):
+        # Whoever answers so may have passed it on all the same.
+        reason = f"what {target.url} answers is not what Tallywire does"
+        raise CommandFailed(_lost(reason, batches, tried, repeat), ExitCode.UNKNOWN)
+    for batch, line, result in zip(batches, lines, results, strict=True):
         _count(result, tried)
         if as_json:
             say(line.decode())
         else:
-            say(_shown(next(asked), result))
+            say(_shown(batch, result))
 
 
 def _refused(target: Target, answer: Answer, batches: list[bytes], tried: Tried, repeat: str) -> CommandFailed:

@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from http.client import HTTPException
 
 from core.commands.calls import Query, Target, Unreachable, open_stream, refusal
@@ -41,31 +42,32 @@ class Feed:
         self._wait = wait
         self._retry_ms = FIRST_RETRY_MS
         self._failures = 0
+        self._has_opened = False
         self.heartbeat_seconds: float | None = None
         """As the stream states it, once it is open."""
 
-    def events(self) -> Iterator[ServerSentEvent]:
+    def events(self) -> Generator[ServerSentEvent, None, None]:
         """Events until the caller stops. Raises CommandFailed when coming back would not help, and Unreachable when
         nobody answers the first time."""
-        has_opened = False
         while True:
             try:
-                for event in self._one_stream():
-                    has_opened = True
-                    yield event
-                self._pause("the stream has ended")
+                with closing(self._one_stream()) as stream:
+                    for event in stream:
+                        self._has_opened = True
+                        yield event
+                self.pause("the stream has ended")
             except Unreachable as error:
-                if not has_opened:
+                if not self._has_opened:
                     raise
-                self._pause(error.reason)
+                self.pause(error.reason)
             except CommandFailed as error:
                 if error.code != ExitCode.LATER:
                     raise
-                self._pause(error.message)
+                self.pause(error.message)
             except (OSError, HTTPException) as error:
-                self._pause("nothing came for too long" if isinstance(error, TimeoutError) else "it was cut")
+                self.pause("nothing came for too long" if isinstance(error, TimeoutError) else "it was cut")
 
-    def _one_stream(self) -> Iterator[ServerSentEvent]:
+    def _one_stream(self) -> Generator[ServerSentEvent, None, None]:
         position = self._position()
         headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
         if position:
@@ -88,7 +90,8 @@ class Feed:
             return OPENING_SECONDS
         return max(1.0, SILENCE_HEARTBEATS * self.heartbeat_seconds)
 
-    def _pause(self, reason: str) -> None:
+    def pause(self, reason: str) -> None:
+        """Also before `events` is asked again: what was wrong with one stream may be wrong with the next."""
         seconds = min(MAX_WAIT_SECONDS, self._retry_ms / 1000 * 2**self._failures)
         if self._failures:
             # Those that fail together do not try again together.

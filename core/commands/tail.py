@@ -1,7 +1,8 @@
 """`tallywire tail`: a stream, as it happens."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -191,7 +192,7 @@ def tail(
 
 def _follow(feed: Feed, tally: Tally, screen: Screen, lines: Lines | None, most: int | None) -> None:
     updates = 0
-    for event, said in _believed(feed, tally, screen):
+    for event, said in _believed(feed, tally, screen.warn if lines is None else note):
         if lines is not None:
             lines.write(event)
         _show(said, feed, None if lines is not None else screen)
@@ -201,19 +202,26 @@ def _follow(feed: Feed, tally: Tally, screen: Screen, lines: Lines | None, most:
                 return
 
 
-def _believed(feed: Feed, tally: Tally, screen: Screen) -> Iterator[tuple[ServerSentEvent, Said]]:
+def _believed(feed: Feed, tally: Tally, warn: Callable[[str], None]) -> Iterator[tuple[ServerSentEvent, Said]]:
     """Events that fit those before; after one that does not, those of a new stream."""
     while True:
-        for event in feed.events():
-            try:
-                yield event, tally.take(event)
-            except Contradiction as error:
-                screen.warn(f"{error}: a new stream is opened")
-                if error.loses_sums:
-                    tally.forget()
-                break
-            except msgspec.DecodeError as error:
-                raise CommandFailed(f"{event.event} cannot be read: {error}.", ExitCode.REFUSED) from error
+        try:
+            # Closed here and now: a Ctrl-C within what the collector closes would be lost.
+            with closing(feed.events()) as events:
+                for event in events:
+                    yield event, _taken(tally, event)
+        except Contradiction as error:
+            warn(f"{error}: a new stream is opened")
+            if error.loses_sums:
+                tally.forget()
+            feed.pause("it cannot be believed")
+
+
+def _taken(tally: Tally, event: ServerSentEvent) -> Said:
+    try:
+        return tally.take(event)
+    except msgspec.DecodeError as error:
+        raise CommandFailed(f"{event.event} cannot be read: {error}.", ExitCode.REFUSED) from error
 
 
 def _show(said: Said, feed: Feed, screen: Screen | None) -> None:

@@ -424,7 +424,13 @@ def answering(status: int, problem: dict[str, object]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             """Silence."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(Handler) as url:
+        yield url
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -433,6 +439,48 @@ def answering(status: int, problem: dict[str, object]) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+CONTRADICTION = b"""retry: 10
+event: stream_open
+data: {"type":"stream_open","data":{"position":"e-1","resumed":false,"heartbeat_seconds":15,"totals":[]}}
+id: e-1
+
+event: order_batch_update
+data: {"type":"order_batch_update","data":{"summaries":[],"timestamp":"2026-11-25T12:00:00.000Z"},"stream":{"strategy_id":3,"after":"e-5","batches":1}}
+id: e-6
+
+"""
+
+
+def test_tail_opens_streams_that_cannot_be_believed_in_no_hurry_and_keeps_its_output_clean() -> None:
+    """Something in front drops a part of each stream."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(CONTRADICTION)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    with serving(Handler) as url, running("tail", "--json", "--user", "1", "--url", url) as tail:
+        assert [json.loads(tail.line())["event"] for _ in range(3)] == ["stream_open"] * 3
+        ended = tail.interrupt()
+    assert ended.code == 130
+    assert "a frame begins at e-5" in ended.err
+    assert ended.err.count("back in 0.0 s") >= 2
+
+
+def test_an_answer_of_something_else_is_no_traceback() -> None:
+    """`answering` says 200 to everything, in one line that is no answer to a batch."""
+    with answering(200, {"hello": "world"}) as url:
+        ended = run("emit", "--user", "1", "--strategy", "1", "--created", "LIMIT", "--url", url)
+    assert ended.code == 6
+    assert "not what Tallywire does" in ended.err
+    assert "--idempotency-key" in ended.err
 
 
 @contextmanager

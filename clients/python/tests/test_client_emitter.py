@@ -4,13 +4,19 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import tallywire_client
 from fakes import Behaviour, absent_url, accept_all, answer, fake_server, in_turn, problem
 from tallywire_client import (
     Accepted,
@@ -23,6 +29,7 @@ from tallywire_client import (
     configure,
     emit_order_batch_update,
     from_environment,
+    stream,
 )
 from tallywire_client._encoding import encode_batch
 from tallywire_client._engine import MOST_ADOPTED
@@ -466,7 +473,7 @@ def test_the_function_uses_what_the_environment_says(monkeypatch: pytest.MonkeyP
         configure(None)
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8081", "ftp://x", "http://", "unix:"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8081", "ftp://x", "http://", "unix:", "http://x:99999", "http://x:port", "http://x?y=z"])
 def test_an_address_that_is_none_is_told_at_once(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Emitter(url)
@@ -494,3 +501,152 @@ def test_a_fault_of_ours_loses_one_call_and_not_the_emitter(monkeypatch: pytest.
         assert isinstance(result, Unknown)
         assert result.is_final
         assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+
+
+def fail() -> None:
+    raise RuntimeError("a callback with a mistake")
+
+
+@pytest.mark.parametrize("callback", [fail, sys.exit])
+def test_a_callback_that_raises_takes_nothing_from_its_neighbours(callback: Callable[[], object]) -> None:
+    options = EmitterOptions(linger_seconds=0.2)
+    with fake_server() as server, Emitter(server.url, options=options) as emitter:
+        first = emitter.emit_order_batch_update(7, 3, RESULTS)
+        first.add_done_callback(callback)
+        second = emitter.emit_order_batch_update(7, 3, RESULTS)
+        assert isinstance(second.result(20), Accepted)
+        assert emitter.statistics().unknown == 0
+        assert emitter.statistics().waiting == 0
+
+
+def test_a_listener_to_failures_that_ends_the_thread_does_not_end_it() -> None:
+    with (
+        fake_server(in_turn(problem(401, "unauthorized", "no"), accept_all)) as server,
+        Emitter(server.url, options=QUICK, on_failure=lambda _batch, _result: sys.exit()) as emitter,
+    ):
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Rejected)
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+        assert emitter.statistics().waiting == 0
+
+
+def test_a_key_with_a_line_end_is_used_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_server() as server, Emitter(server.url, key="geheim-123\n", options=QUICK) as emitter:
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+        assert b"Authorization: Bearer geheim-123\r\n" in server.heads[0]
+    assert "geheim" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["geheim\n123", "geheim 123", "geheim-\u20ac", "geheim-\0"])
+def test_a_key_that_no_header_can_hold_is_told_at_once_and_not_repeated(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(key)
+    for given in ({"key": key}, {"key_file": file}):
+        with pytest.raises(ValueError, match="printable ASCII") as raised:
+            Emitter("http://127.0.0.1:8081", **given)  # type: ignore[arg-type]
+        assert "geheim" not in str(raised.value)
+    with pytest.raises(ValueError, match="printable ASCII"):
+        next(iter(stream("http://127.0.0.1:8080", token=key)))
+
+
+@pytest.mark.parametrize("status", [401, 413])
+def test_a_refusal_behind_an_attempt_without_an_answer_leaves_it_unknown(status: int) -> None:
+    """The first attempt may have been counted: to call that certainly not counted would have it emitted twice."""
+    with (
+        fake_server(in_turn(hang, problem(status, "whatever", "no"))) as server,
+        Emitter(server.url, options=QUICK) as emitter,
+    ):
+        result = emitter.emit_order_batch_update(7, 3, RESULTS).result(20)
+        assert isinstance(result, Unknown)
+        assert result.is_final
+        assert str(status) in result.reason
+        assert len(server.bodies) == 2
+
+
+def test_keys_that_are_no_text_stay_apart() -> None:
+    """Two runs under one key would count once."""
+    first, second = uuid4(), uuid4()
+    with fake_server() as server, Emitter(server.url, options=QUICK) as emitter:
+        for key in (first, second, 4711):
+            handle = emitter.emit_order_batch_update(7, 3, RESULTS, idempotency_key=key)  # type: ignore[arg-type]
+            assert isinstance(handle.result(20), Accepted)
+            assert handle.idempotency_key == str(key)
+        assert [keys_of(body) for body in server.bodies] == [[str(first)], [str(second)], ["4711"]]
+        refused = emitter.emit_order_batch_update(7, 3, RESULTS, idempotency_key=object())  # type: ignore[arg-type]
+        assert _code(refused.result(0)) == "not_encodable"
+
+
+def test_an_outbox_that_is_removed_underneath_loses_what_was_in_it_and_nothing_after(tmp_path: Path) -> None:
+    is_up = threading.Event()
+
+    def behave(connection: socket.socket, body: bytes) -> None:
+        accept_all(connection, body) if is_up.is_set() else answer(connection, 503, b"")
+
+    options = replace(QUICK, max_queue_batches=2)
+    with fake_server(behave) as server, Emitter(server.url, outbox=tmp_path / "outbox", options=options) as emitter:
+        handles = [emitter.emit_order_batch_update(7, 3, RESULTS) for _ in range(10)]
+        shutil.rmtree(tmp_path / "outbox")
+        is_up.set()
+        in_memory, on_disk = handles[:2], handles[2:]
+        assert all(isinstance(handle.result(20), Accepted) for handle in in_memory)
+        for handle in on_disk:
+            result = handle.result(20)
+            assert isinstance(result, Unknown)
+            assert result.is_final
+        for _ in range(5):
+            assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+
+
+def test_an_outbox_that_became_something_else_does_not_make_close_raise(tmp_path: Path) -> None:
+    with fake_server() as server, Emitter(server.url, outbox=tmp_path / "outbox", options=QUICK) as emitter:
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+        shutil.rmtree(tmp_path / "outbox")
+        (tmp_path / "outbox").write_text("a file")
+
+
+def test_for_ever_is_a_time_to_wait() -> None:
+    with fake_server() as server:
+        emitter = Emitter(server.url, options=QUICK)
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(float("inf")), Accepted)
+        emitter.close(float("inf"))
+
+
+@pytest.mark.parametrize("url", ["ftp://name:geheim@127.0.0.1", "name:geheim@127.0.0.1:8081"])
+def test_a_password_in_an_address_is_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="does not stand in the address") as raised:
+        Emitter(url)
+    assert "geheim" not in str(raised.value)
+
+
+INTERRUPTED = """
+import faulthandler, logging, signal, sys
+from tallywire_client import Emitter, Rejected
+
+faulthandler.dump_traceback_later(20, exit=True)
+logging.disable(logging.CRITICAL)
+emitter = Emitter("http://127.0.0.1:9")
+depth = 0
+
+def emit(*_):
+    global depth
+    depth += 1
+    if depth < 3:
+        assert isinstance(emitter.emit_order_batch_update(7, 3, None).result(0), Rejected)
+
+class Interrupting(dict):
+    def get(self, *arguments):
+        signal.raise_signal(signal.SIGUSR1)
+        return super().get(*arguments)
+
+signal.signal(signal.SIGUSR1, emit)
+emitter._engine._work.complaints._said_at = Interrupting()
+emit()
+assert depth == 3, depth
+"""
+
+
+def test_a_signal_handler_that_emits_does_not_wait_for_its_own_thread() -> None:
+    """While this thread says that a batch was refused."""
+    # This package, whatever else is installed.
+    here = os.environ | {"PYTHONPATH": str(Path(tallywire_client.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=60, check=False, capture_output=True, env=here)
+    assert run.returncode == 0, run.stderr.decode()

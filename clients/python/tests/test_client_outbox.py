@@ -241,3 +241,40 @@ def test_the_report_tells_what_was_not_sent_again(tmp_path: Path) -> None:
     assert (reported.idempotency_key, reported.user_id, reported.strategy_id) == ("k-5", 7, 3)
     assert reported.reported_at == 1234.0
     assert read_report(OutboxOptions(tmp_path / "nowhere")) == []
+
+
+def test_files_that_another_process_removes_meanwhile_cost_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file looks that has gone between its listing and the look at its size."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 300)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "00000001.log").symlink_to(tmp_path / "gone")
+    outbox = Outbox.create(OutboxOptions(tmp_path), TARGET)
+    for number in range(1, 20):
+        outbox.append(line(number), 1000.0)
+    assert batches(outbox) == [line(number) for number in range(1, 20)]
+    outbox.abandon()
+
+
+def test_a_disk_without_locks_is_told_and_nothing_is_left_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="no locks here"):
+        Outbox.create(OutboxOptions(tmp_path), TARGET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_read_is_let_go_of(tmp_path: Path) -> None:
+    options = OutboxOptions(tmp_path)
+    folder = killed(Outbox.create(options, TARGET))
+    (folder / "00000002.log").mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            Outbox.adopt(folder, options)
+    (folder / "00000002.log").rmdir()
+    Outbox.adopt(folder, options).close()

@@ -4,6 +4,7 @@ import json
 import random
 from enum import Enum
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -285,3 +286,24 @@ def test_time_is_measured_by_the_clock_that_both_moments_share() -> None:
     assert Moment(1500.0, 3.0, "boot-2").seconds_since(first) == 500.0
     assert Moment(900.0, 3.0, "boot-2").seconds_since(first) == float("inf")
     assert Moment(1500.0, 60.0, "").seconds_since(Moment(1000.0, 50.0, "")) == 500.0
+
+
+class Lazy(dict[str, object]):
+    """Of a class of the caller's, which raises whatever it likes."""
+
+    def get(self, *_arguments: object) -> object:
+        raise RuntimeError("no connection to the database")
+
+
+@pytest.mark.parametrize(
+    "odd", [{**RESULT, "order_type": "\ud800"}, {**RESULT, "event_type": "\udfff\ud800"}, Lazy(RESULT)]
+)
+def test_what_cannot_be_read_or_written_spoils_only_its_own_result(odd: object) -> None:
+    sent = encode_batch(7, 3, [RESULT, odd, RESULT], "k")
+    first, stand_in, last = msgspec.json.decode(sent)["batch_results"]
+    assert first == last == RESULT
+    assert stand_in != RESULT
+
+
+def test_a_character_beyond_the_basic_plane_is_sent() -> None:
+    assert json.loads(encode_batch(7, 3, [{**RESULT, "order_type": "📦"}], "k"))["batch_results"][0]["order_type"] == "📦"

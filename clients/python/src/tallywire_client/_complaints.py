@@ -2,7 +2,7 @@
 
 import logging
 import time
-from threading import Lock
+from threading import RLock
 
 EVERY_SECONDS = 30.0
 
@@ -13,7 +13,8 @@ class Complaints:
     """One warning of a kind at once, the next one of that kind half a minute later, saying how many there were."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        # A signal handler may emit, too: it runs in a thread that may be in here.
+        self._lock = RLock()
         self._said_at: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 

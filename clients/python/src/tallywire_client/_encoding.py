@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import SupportsIndex
+from uuid import UUID
 
 MAX_BATCH_BYTES = 2**20
 """The server's limit for one batch."""
@@ -27,11 +28,20 @@ def encode_batch(user_id: object, strategy_id: object, batch_results: object, id
     """One line of NDJSON, without its end. Raises NotEncodableError when `batch_results` is nothing to go through."""
     if isinstance(batch_results, (str, bytes, Mapping)) or not isinstance(batch_results, Iterable):
         raise NotEncodableError(f"batch_results is {type(batch_results).__name__}, not a list of results")
-    results = ",".join([_encode_result(result) for result in batch_results])
+    results = ",".join([_encode_or_stand_in(result) for result in batch_results])
     return (
         f'{{"user_id":{_encode_id(user_id)},"strategy_id":{_encode_id(strategy_id)},'
         f'"idempotency_key":{_encode(idempotency_key)},"batch_results":[{results}]}}'
     ).encode("ascii")
+
+
+def text_of(idempotency_key: object) -> str:
+    """A key as text. Raises NotEncodableError for what has no text of its own: a stand-in would be the same for every
+    such key, and all but the first batch would be taken for its repetitions."""
+    if isinstance(idempotency_key, str | int | UUID):
+        # Of an enum that is text the value, not the name.
+        return str.__str__(idempotency_key) if isinstance(idempotency_key, str) else str(idempotency_key)
+    raise NotEncodableError(f"idempotency_key is {type(idempotency_key).__name__}, not text")
 
 
 def key_of(line: bytes) -> str:
@@ -42,6 +52,13 @@ def key_of(line: bytes) -> str:
 
 def _encode_id(value: object) -> str:
     return str(value) if type(value) is int else _encode(value)
+
+
+def _encode_or_stand_in(result: object) -> str:
+    try:
+        return _encode_result(result)
+    except Exception:  # Of a class of the caller's, which may do anything.
+        return json.dumps(_stand_in(result))
 
 
 def _encode_result(result: object) -> str:
@@ -63,9 +80,13 @@ def _encode_success(order_type: str, event_type: str) -> str:
 
 def _encode(value: object) -> str:
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
-    except (ValueError, TypeError, RecursionError):  # Not a number, keys that are none, or a circle.
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
+        if "\\ud" in text:
+            # Half a character can be escaped, and not be read: the server would refuse the whole batch.
+            json.dumps(value, default=_plain, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):  # Not a number, keys that are none, a circle, half a character.
         return json.dumps(_stand_in(value))
+    return text
 
 
 def _plain(value: object) -> object:

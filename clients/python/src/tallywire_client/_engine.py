@@ -27,8 +27,9 @@ from pathlib import Path
 from tallywire_client import outbox as disk
 from tallywire_client._backoff import Backoff
 from tallywire_client._complaints import Complaints
-from tallywire_client._encoding import MAX_BATCH_BYTES, NotEncodableError, encode_batch, key_of
+from tallywire_client._encoding import MAX_BATCH_BYTES, NotEncodableError, encode_batch, key_of, text_of
 from tallywire_client._gatherer import Bounds, Entry, Gatherer
+from tallywire_client._records import Handed
 from tallywire_client._replies import Again, Answered, Refused, Reply
 from tallywire_client._target import EmitConnection, Secret, Target
 from tallywire_client.handle import Handle, settle
@@ -159,7 +160,10 @@ class Engine:
     def emit(self, user_id: int, strategy_id: int, batch_results: object, idempotency_key: str | None) -> Handle:
         """Take a batch in. Whatever goes wrong is in the handle."""
         work = self._own_work()
-        key = f"{work.key_prefix}-{next(work.key_numbers)}" if idempotency_key is None else idempotency_key
+        try:
+            key = f"{work.key_prefix}-{next(work.key_numbers)}" if idempotency_key is None else text_of(idempotency_key)
+        except NotEncodableError as error:
+            return self._refused(work, "", "not_encodable", str(error))
         try:
             line = encode_batch(user_id, strategy_id, batch_results, key)
         except NotEncodableError as error:
@@ -189,7 +193,7 @@ class Engine:
             work.wake.notify_all()
             thread = work.thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_seconds)
+            thread.join(min(timeout_seconds, threading.TIMEOUT_MAX))
         with work.wake:
             given_up = self._give_up(work)
         self._tell(work, given_up)
@@ -357,7 +361,7 @@ class Engine:
         """What went to disk for want of room comes back once everything before it has been sent. Under the lock."""
         if not work.spilled_to or work.outbox is None or len(work.gatherer):
             return
-        for handed in work.outbox.read(self._options.max_call_batches, self._options.max_call_bytes):
+        for handed in self._read_back(work, work.outbox):
             handle = work.spilled.pop(handed.seq, None)
             entry = Entry(handed.line, key_of(handed.line), handle, handed.seq)
             work.gatherer.add(entry, time.monotonic())
@@ -365,9 +369,24 @@ class Engine:
                 work.spilled_to = 0
         if not len(work.gatherer):
             work.complaints.complain("Outbox damaged", "batches that were handed over cannot be read")
-            reason = "the outbox could not be read back"
-            settle((each, Unknown(reason, each.idempotency_key, is_final=True)) for each in list(work.spilled.values()))
             work.spilled_to = 0
+        if not work.spilled_to and work.spilled:
+            reason = "the outbox could not be read back"
+            lost = [(each, Unknown(reason, each.idempotency_key, is_final=True)) for each in work.spilled.values()]
+            work.spilled.clear()
+            for result in settle(lost):
+                _count(work.counters, result)
+
+    def _read_back(self, work: _Work, outbox: Outbox) -> list[Handed]:
+        """Nothing where the folder has gone from under it: what comes after goes its way without."""
+        try:
+            return outbox.read(self._options.max_call_batches, self._options.max_call_bytes)
+        except OSError as error:
+            work.complaints.complain("Outbox cannot be read", str(error))
+            # What is written to a file without a name is read by nobody.
+            work.outbox = None
+            outbox.abandon()
+            return []
 
     def _deliver(self, work: _Work, call: list[Entry], outbox: Outbox | None) -> bool:
         """Send until each batch has its answer. Answers False when closing came first."""
@@ -454,7 +473,7 @@ class Engine:
                 if outbox is not None:
                     # Nothing says that the batches are at fault: they stay until an operator has put it right.
                     return left, Again(work.last_problem)
-                self._settle(work, [(entry, Rejected(problem, entry.key)) for entry in left])
+                self._settle(work, [(entry, _refused(entry, problem)) for entry in left])
                 return [], None
 
     def _find_the_culprit(
@@ -462,17 +481,16 @@ class Engine:
     ) -> tuple[list[Entry], Again | None]:
         """One batch at fault must not take its neighbours with it: each is sent by itself."""
         if len(left) == 1:
-            self._settle(work, [(left[0], Rejected(problem, left[0].key))])
+            self._settle(work, [(left[0], _refused(left[0], problem))])
             return [], None
         remaining: list[Entry] = []
-        last: Again | None = None
         for place, entry in enumerate(left):
             rest, again = self._take_reply(work, [entry], self._attempt(work, [entry], outbox), outbox)
             remaining += rest
             if again is not None:
                 # Not further: what was handed over later is not to be accepted earlier.
                 return remaining + left[place + 1 :], again
-        return remaining, last
+        return remaining, None
 
     def _drop_expired(self, work: _Work, entries: list[Entry]) -> list[Entry]:
         """Those that the server may have forgotten by the time that an answer could come are not sent again."""
@@ -505,7 +523,7 @@ class Engine:
             if self._on_failure is not None:
                 try:
                     self._on_failure(entry.line.decode(), result)
-                except Exception as error:
+                except BaseException as error:  # SystemExit would end the thread, and with it whatever waits.
                     work.complaints.complain("on_failure failed", f"{type(error).__name__}: {error}")
 
     def _pause(self, work: _Work, seconds: float) -> bool:
@@ -557,7 +575,15 @@ class Engine:
 
     def _send_some_of(self, work: _Work, outbox: Outbox) -> bool:
         """One call. Answers False when closing came first."""
-        handed = outbox.read(self._options.max_call_batches, self._options.max_call_bytes)
+        try:
+            handed = outbox.read(self._options.max_call_batches, self._options.max_call_bytes)
+        except OSError as error:
+            # It stays as it is; the next look is at the next scan.
+            work.complaints.complain("Outbox cannot be read", str(error))
+            with work.wake:
+                work.adopted.remove(outbox)
+                outbox.abandon()
+            return True
         if not handed:
             with work.wake:
                 outbox.settle(outbox.last_seq)
@@ -614,6 +640,14 @@ _KEPT = "it is kept in the outbox: the next process that uses it sends it"
 _NOT_SENT = {"closed": "the emitter is closed", "queue_full": "as many batches wait as may be held"}
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _refused(entry: Entry, problem: Problem) -> Result:
+    """That a repetition was refused tells nothing about the attempt before it, which may have been accepted."""
+    if entry.first_attempt is None:
+        return Rejected(problem, entry.key)
+    reason = f"refused when it was repeated ({problem.status} {problem.code}); an earlier attempt may have been accepted"
+    return Unknown(reason, entry.key, is_final=True)
 
 
 def _count(counters: _Counters, result: Result) -> None:

@@ -5,7 +5,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
@@ -34,15 +34,24 @@ class Target:
                 raise ValueError("unix: names no path; write it as unix:/run/tallywire/internal.sock")
             return
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no address of a server: write http://HOST:PORT or unix:/PATH")
-        if parts.username or parts.password:
+        if "@" in parts.netloc or "@" in parts.path.partition("/")[0]:
+            # First: any other message would repeat it.
             raise ValueError("a key does not stand in the address: give it as key or key_file")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts) or parts.query:
+            raise ValueError(f"{url!r} is no address of a server: write http://HOST:PORT or unix:/PATH")
         self.base_url = url.rstrip("/")
 
     def name(self) -> str:
         """One name for one server, for whoever keeps things apart by server."""
         return f"{UNIX}{self.socket_path}" if self.socket_path else self.base_url
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """One that can be used, or the usual one."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 class Secret:
@@ -54,7 +63,7 @@ class Secret:
         if value is not None and file is not None:
             raise ValueError("give key or key_file, not both")
         self._file = None if file is None else Path(file)
-        self._value = value if self._file is None else self._read(self._file)
+        self._value = (value and usable(value)) if self._file is None else self._read(self._file)
 
     def __repr__(self) -> str:
         return "Secret(…)" if self._value else "Secret(none)"
@@ -69,14 +78,23 @@ class Secret:
             return False
         try:
             fresh = self._read(self._file)
-        except OSError:
+        except (OSError, ValueError):  # Being written just now.
             return False
         changed, self._value = fresh != self._value, fresh
         return changed
 
     @staticmethod
     def _read(file: Path) -> str:
-        return file.read_text(encoding="utf-8").strip()
+        return usable(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def usable(secret: str) -> str:
+    """A key or a token without what a file has at its end. Raises ValueError, which does not repeat it: no header can
+    hold it, and what says so would say it in every log."""
+    secret = secret.strip()
+    if not (secret.isascii() and (secret.isprintable() and " " not in secret)):
+        raise ValueError("a key or token is one line of printable ASCII without blanks")
+    return secret
 
 
 class EmitConnection:

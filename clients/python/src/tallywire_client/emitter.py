@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from threading import Lock
+from threading import RLock
 from types import TracebackType
 from typing import Self
 
@@ -121,7 +121,7 @@ class AsyncEmitter(_BaseEmitter):
 
 
 _default: Emitter | None = None
-_default_lock = Lock()
+_default_lock = RLock()
 
 
 def configure(emitter: Emitter | None) -> None:
@@ -172,7 +172,7 @@ def emit_order_batch_update(
 
 def _renew_default_lock() -> None:
     global _default_lock
-    _default_lock = Lock()
+    _default_lock = RLock()
 
 
 with contextlib.suppress(AttributeError):

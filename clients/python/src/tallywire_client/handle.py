@@ -1,6 +1,7 @@
 """What an emit gives back at once: a place where its result will be."""
 
 import asyncio
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
@@ -9,6 +10,8 @@ from tallywire_client.results import Result, Unknown
 
 DEFAULT_WAIT_SECONDS = 5.0
 """How long somebody waits who does not say how long: an order service shall not stand still with the server."""
+
+_log = logging.getLogger("tallywire_client")
 
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
@@ -25,7 +28,8 @@ class Handle:
     def __init__(self, idempotency_key: str, result: Result | None = None) -> None:
         self.idempotency_key = idempotency_key
         self._result = result
-        self._lock = threading.Lock()
+        # A signal handler may close the emitter: it runs in a thread that may be in here.
+        self._lock = threading.RLock()
         self._callbacks: list[Callable[[], object]] = []
         self._loop_waiters: list[tuple[_Loop, _Future]] = []
 
@@ -45,7 +49,7 @@ class Handle:
             waiter = threading.Lock()
             waiter.acquire()
             self.add_done_callback(waiter.release)
-            if not waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            if not waiter.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)):
                 self._forget(waiter.release)
         return self._so_far()
 
@@ -112,7 +116,7 @@ class Handle:
 
     def _renew_lock(self) -> None:
         """In a forked child: a thread that is not here may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 def settle(results: Iterable[tuple[Handle, Result]]) -> list[Result]:
@@ -125,7 +129,7 @@ def settle(results: Iterable[tuple[Handle, Result]]) -> list[Result]:
         new.append(result)
         callbacks, waiters = handle._take_waiting()
         for callback in callbacks:
-            callback()
+            _call(callback)
         for loop, future in waiters:
             by_loop[loop].append(future)
     for loop, futures in by_loop.items():
@@ -134,6 +138,14 @@ def settle(results: Iterable[tuple[Handle, Result]]) -> list[Result]:
         except RuntimeError:  # The loop is closed, and who waited is gone with it.
             continue
     return new
+
+
+def _call(callback: Callable[[], object]) -> None:
+    """What it raises, SystemExit included, would end the emitter's thread or leave the rest of a call untold."""
+    try:
+        callback()
+    except BaseException:
+        _log.exception("Callback of a handle failed")
 
 
 def _wake(futures: list[_Future]) -> None:

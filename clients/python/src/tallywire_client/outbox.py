@@ -17,7 +17,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -47,6 +47,9 @@ SEGMENT_BYTES = 4 * 2**20
 
 EMPTY_SEGMENT_BYTES = 256 * 1024
 """A segment with nothing left to send in it is left behind once it is larger."""
+
+CREATE_TRIES = 5
+"""Folders that are begun: somebody may take a new one for an abandoned one, but not again and again."""
 
 MAX_REPORT_BYTES = 2**20
 
@@ -143,19 +146,28 @@ class Outbox:
         """A new folder for this process. `target`: the server that its batches are for. Raises OSError."""
         root = Path(options.folder)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        while True:
+        reason = ""
+        for _ in range(CREATE_TRIES):
             folder = root / f"{_mark(target)}-{os.getpid()}-{secrets.token_hex(4)}"
             folder.mkdir(mode=0o700)
-            with suppress(NotAvailableError):
+            try:
                 outbox = cls(folder, _locked(folder), options)
+            except NotAvailableError as error:
+                reason = str(error)
+                # Where there are no locks, or no more descriptors: nothing is left behind by trying.
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with _given_up_on_failure(outbox):
                 outbox._roll()
-                return outbox
+            return outbox
+        raise OSError(f"no folder could be locked: {reason}")
 
     @classmethod
     def adopt(cls, folder: Path, options: OutboxOptions) -> "Outbox":
         """What a process has left behind, to be sent. Raises NotAvailableError, and OSError."""
         outbox = cls(folder, _locked(folder), options)
-        outbox._load()
+        with _given_up_on_failure(outbox):
+            outbox._load()
         return outbox
 
     @property
@@ -254,7 +266,8 @@ class Outbox:
         if self.unsettled == 0:
             # The lock goes last: until then nobody else takes the folder for one to be adopted.
             for segment in self._segments:
-                segment.path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    segment.path.unlink()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.abandon()
 
@@ -296,7 +309,7 @@ class Outbox:
         self._written += written
 
     def _make_room(self) -> None:
-        used = sum(file.stat().st_size for file in Path(self._options.folder).glob("*/*.log"))
+        used = _used_bytes(self._options.folder)
         if used + self._segment_bytes > self._options.max_bytes:
             raise OutboxFullError(f"the outbox holds {used} bytes, the limit is {self._options.max_bytes}")
         self._roll_or_be_full()
@@ -332,7 +345,7 @@ class Outbox:
 
     def _load(self) -> None:
         """Read what is there; only what this folder says is taken for settled, whatever else is missing."""
-        for path in sorted(self.folder.glob("*.log")):
+        for path in sorted(self.folder.glob("[0-9]*.log")):
             segment = _Segment(int(path.stem), path, last_seq=self.last_seq)
             content = _content(path)
             segment.size = len(content)
@@ -403,6 +416,16 @@ def read_report(options: OutboxOptions) -> list[Reported]:
     return reported
 
 
+@contextmanager
+def _given_up_on_failure(outbox: Outbox) -> Iterator[None]:
+    """A folder that cannot be used is somebody else's to try; its lock would else be held as long as this process is."""
+    try:
+        yield
+    except BaseException:
+        outbox.abandon()
+        raise
+
+
 def _mark(target: str) -> str:
     return hashlib.sha256(target.encode()).hexdigest()[:12]
 
@@ -425,6 +448,25 @@ def _locked(folder: Path) -> int:
         os.close(lock)
         raise NotAvailableError(str(error)) from error
     return lock
+
+
+def _used_bytes(root: str | os.PathLike[str]) -> int:
+    """Of all processes, which remove files and folders meanwhile: what has gone takes no room."""
+    return sum(_size(file) for folder in _listed(root) for file in _listed(folder) if file.suffix == ".log")
+
+
+def _listed(folder: str | os.PathLike[str]) -> list[Path]:
+    try:
+        return list(Path(folder).iterdir())
+    except OSError:
+        return []
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _content(path: Path, start: int = 0) -> bytes:

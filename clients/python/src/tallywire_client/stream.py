@@ -14,7 +14,7 @@ import httpx2
 
 from tallywire_client._follower import Follower
 from tallywire_client._replies import read_problem, seconds_of
-from tallywire_client._target import Target
+from tallywire_client._target import Target, usable
 from tallywire_client.events import Event
 from tallywire_client.results import Problem, Summary
 
@@ -49,7 +49,7 @@ def stream(
 
     `url`: the public listener; or an address with the path of a stream, as `http://127.0.0.1:8081/internal/stream`;
     or `unix:/path`. Where the token says who reads, `user_id` may be left out. Raises ValueError for an address that
-    is none; iterating raises StreamRefusedError, and whatever `token` raises.
+    is none; iterating raises StreamRefusedError, ValueError for a token that is none, and whatever `token` raises.
     """
     parameters: dict[str, str | Sequence[str]] = {"heartbeat": "event", "totals": "1", "shape": "envelope"}
     if user_id is not None:
@@ -173,7 +173,7 @@ class Stream:
     def _request(self, token: str | None, patience: float) -> "_Request":
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Accept-Encoding": "identity"}
         if token:
-            headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {usable(token)}"
         if self.position:
             headers["Last-Event-ID"] = self.position
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=patience)
