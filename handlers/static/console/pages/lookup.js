@@ -166,7 +166,7 @@ function batchesCard(context, key) {
   const from = el('input', { type: 'datetime-local', step: '1' })
   const to = el('input', { type: 'datetime-local', step: '1' })
   const span = [field('From', from), field('To', to, 'Not included.')]
-  const shown = el('div', { class: 'stack start', 'aria-live': 'polite' })
+  const shown = el('div', { 'aria-live': 'polite' })
   const showSpan = () => { for (const each of span) each.hidden = range.value !== 'span' }
   showSpan()
 
