@@ -4,12 +4,10 @@ import asyncio
 import logging
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from http.client import HTTPException
-from pathlib import Path
 from typing import Protocol
 
 import click
@@ -59,32 +57,30 @@ def demo_command(serve: Serve) -> click.Command:
     def demo(users: int, minutes: float, seed: int | None) -> None:
         """Run a server with a day of orders, to look at.
 
-        On free ports of this machine and with a journal of its own, both gone at the end. A trading day passes in
+        On free ports of this machine and with a journal in memory, both gone at the end. A trading day passes in
         --minutes, much at the open and at the close and little at noon, and then the next one. Ctrl-C ends it.
         """
         market = Market(users, minutes, random.randrange(2**32) if seed is None else seed)
         logging.getLogger().setLevel(logging.ERROR)
-        with tempfile.TemporaryDirectory(prefix="tallywire-demo-") as directory:
-            settings = Settings(
-                public_listen="127.0.0.1:0", internal_listen="127.0.0.1:0", journal=str(Path(directory, "tallywire.db"))
-            )
-            stopping = threading.Event()
-            traders: list[threading.Thread] = []
+        # A journal in memory: however this process is ended, nothing of it can be left on the disk.
+        settings = Settings(public_listen="127.0.0.1:0", internal_listen="127.0.0.1:0", durability="none")
+        stopping = threading.Event()
+        traders: list[threading.Thread] = []
 
-            def ready(public: str, internal: str) -> None:
-                _welcome(public, internal, market)
-                trader = threading.Thread(target=_trade, args=(internal, market, stopping), name="trader", daemon=True)
-                traders.append(trader)
-                trader.start()
+        def ready(public: str, internal: str) -> None:
+            _welcome(public, internal, market)
+            trader = threading.Thread(target=_trade, args=(internal, market, stopping), name="trader", daemon=True)
+            traders.append(trader)
+            trader.start()
 
-            try:
-                asyncio.run(_served(serve, settings, ready))
-            finally:
-                stopping.set()
-                for trader in traders:
-                    trader.join()
-                if sys.stdout.isatty():
-                    say(f"{ERASE_LINE}The demo has ended; nothing is left of it.")
+        try:
+            asyncio.run(_served(serve, settings, ready))
+        finally:
+            stopping.set()
+            for trader in traders:
+                trader.join()
+            if sys.stdout.isatty():
+                say(f"{ERASE_LINE}The demo has ended; nothing is left of it.")
 
     return demo
 

@@ -22,6 +22,7 @@ import requests
 
 from core.access import key_of
 from core.commands.endings import ExitCode
+from core.journal.sqlite import schema
 from tests.e2e.commands import Ended, command, on_terminal, run, running
 from tests.e2e.programs import installed
 from tests.e2e.shipped import FRONTS, self_signed
@@ -450,7 +451,7 @@ event: order_batch_update
 data: {"type":"order_batch_update","data":{"summaries":[],"timestamp":"2026-11-25T12:00:00.000Z"},"stream":{"strategy_id":3,"after":"e-5","batches":1}}
 id: e-6
 
-"""
+"""  # noqa: E501 - a data line is one line
 
 
 def test_tail_opens_streams_that_cannot_be_believed_in_no_hurry_and_keeps_its_output_clean() -> None:
@@ -758,7 +759,7 @@ def test_a_restored_journal_has_what_the_backup_had_and_resets_who_comes_back(jo
     assert rows == 2
 
 
-@pytest.mark.parametrize("what", ["another program's", "cut", "changed", "a copy with its log", "missing"])
+@pytest.mark.parametrize("what", ["another program's", "cut", "changed", "a copy with its log", "missing", "empty"])
 def test_what_is_no_sound_backup_is_not_restored(what: str, journal: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup.db"
     with emitted(journal):
@@ -781,6 +782,8 @@ def test_what_is_no_sound_backup_is_not_restored(what: str, journal: Path, tmp_p
             backup.with_name("backup.db-wal").write_bytes(b"x" * 100)
         case "missing":
             backup.unlink()
+        case "empty":
+            backup.write_bytes(b"")
 
     said = run("journal", "restore", str(backup), "--journal", str(journal))
 
@@ -788,6 +791,32 @@ def test_what_is_no_sound_backup_is_not_restored(what: str, journal: Path, tmp_p
     assert len(said.err.splitlines()) == 1
     assert journal.read_bytes() == before
     assert run("journal", "check", "--journal", str(journal)).code == 0
+
+
+def test_a_backup_from_before_an_upgrade_is_named_by_check_and_migrated_by_restore(
+    journal: Path, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.db"
+    with closing(sqlite3.connect(backup)) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.executescript(f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 1")
+        connection.execute("INSERT INTO journal VALUES (1, 'abcdefghjkmnp', 1, 1, 'boot', 'power', 1, 0, 0)")
+        connection.execute(
+            "INSERT INTO rows VALUES (1, 7, 3, 1, 1, 1700000000000, 1, '[[\"LIMIT\",2,0]]', '[[\"LIMIT\",2,0]]')"
+        )
+        connection.commit()
+    before = backup.read_bytes()
+
+    checked = run("journal", "check", str(backup))
+    assert checked.code == 1
+    assert "a backup when it is restored" in checked.err
+    restored = run("journal", "restore", str(backup), "--journal", str(journal))
+
+    assert restored.code == 0, restored.err
+    assert backup.read_bytes() == before
+    assert run("journal", "check", "--journal", str(journal)).code == 0
+    with running_server("--journal", str(journal)) as server:
+        assert server.get("/internal/keys/7/3")["totals"] == [{"order_type": "LIMIT", "created": 2, "cancelled": 0}]
 
 
 DAMAGE = {
@@ -1050,8 +1079,8 @@ def test_the_demo_trades_shows_where_to_look_and_leaves_nothing(tmp_path: Path) 
         assert f"console   {url}/console/" in "\n".join(seen.screen())
         with running("tail", "--url", url, "--user", "1", "--count", "3") as tail:
             assert tail.process.wait(60) == 0
-        assert list(tmp_path.glob("tallywire-demo-*/tallywire.db"))
-
+        # Nothing can be left then, however it ends.
+        assert list(tmp_path.iterdir()) == []
         assert seen.press_ctrl_c() == 0
 
     assert seen.screen()[-2] == "The demo has ended; nothing is left of it."

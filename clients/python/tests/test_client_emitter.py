@@ -473,7 +473,9 @@ def test_the_function_uses_what_the_environment_says(monkeypatch: pytest.MonkeyP
         configure(None)
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8081", "ftp://x", "http://", "unix:", "http://x:99999", "http://x:port", "http://x?y=z"])
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8081", "ftp://x", "http://", "unix:", "http://x:99999", "http://x:port", "http://x?y=z"]
+)
 def test_an_address_that_is_none_is_told_at_once(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Emitter(url)
@@ -542,7 +544,7 @@ def test_a_key_that_no_header_can_hold_is_told_at_once_and_not_repeated(key: str
     file.write_text(key)
     for given in ({"key": key}, {"key_file": file}):
         with pytest.raises(ValueError, match="printable ASCII") as raised:
-            Emitter("http://127.0.0.1:8081", **given)  # type: ignore[arg-type]
+            Emitter("http://127.0.0.1:8081", **given)
         assert "geheim" not in str(raised.value)
     with pytest.raises(ValueError, match="printable ASCII"):
         next(iter(stream("http://127.0.0.1:8080", token=key)))

@@ -306,4 +306,6 @@ def test_what_cannot_be_read_or_written_spoils_only_its_own_result(odd: object) 
 
 
 def test_a_character_beyond_the_basic_plane_is_sent() -> None:
-    assert json.loads(encode_batch(7, 3, [{**RESULT, "order_type": "📦"}], "k"))["batch_results"][0]["order_type"] == "📦"
+    assert (
+        json.loads(encode_batch(7, 3, [{**RESULT, "order_type": "📦"}], "k"))["batch_results"][0]["order_type"] == "📦"
+    )

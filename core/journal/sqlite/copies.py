@@ -15,6 +15,8 @@ from msgspec import Struct
 from core.journal.base import JournalError
 from core.journal.files import Lock, identify, sync_directory
 from core.journal.sqlite.inspection import Contents, Verdict, check, reading
+from core.journal.sqlite.opening import check_owner, migrate
+from core.journal.sqlite.schema import APPLICATION_ID
 from core.totals import new_epoch
 
 STEP_PAGES = 1024
@@ -85,6 +87,7 @@ def restore(backup: Path, path: Path, advance: Advance = lambda _done: None) -> 
         shutil.copyfile(backup, coming)
         os.chmod(coming, 0o600)
         advance(300)
+        _migrate_copy(coming, backup)
         contents = _in_order(check(coming, immutable=True), backup)
         advance(800)
         epoch = _begin_epoch(coming)
@@ -111,6 +114,17 @@ def _copy_pages(path: Path, target: Path, advance: Advance) -> None:
         source.backup(
             copy, pages=STEP_PAGES, progress=lambda _status, left, of: advance((of - left) * 1000 // max(of, 1))
         )
+
+
+def _migrate_copy(path: Path, backup: Path) -> None:
+    """Here, as a start would: a backup from before an upgrade could not be looked through, and no server opens it where
+    it lies."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        check_owner(connection, backup)
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        # An empty file is nobody's: it would become a journal in which nothing was counted.
+        if application_id == APPLICATION_ID:
+            migrate(connection)
 
 
 def _in_order(verdict: Verdict, path: Path) -> Contents:

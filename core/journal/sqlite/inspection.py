@@ -120,7 +120,7 @@ def reading(path: Path, *, immutable: bool = False) -> Iterator[sqlite3.Connecti
         if version < len(MIGRATIONS):
             raise JournalError(
                 f"the journal {path} was written by an older version of Tallywire (schema {version}, now "
-                f"{len(MIGRATIONS)}). Start the server once: it migrates the file."
+                f"{len(MIGRATIONS)}). A journal is migrated when the server starts, a backup when it is restored."
             )
         yield connection
     finally:

@@ -127,7 +127,7 @@ def _open(path: Path, durability: Durability) -> tuple[sqlite3.Connection, FileI
     has_log = _has_log(path)
     connection, identity = _recovered(path)
     try:
-        _migrate(connection)
+        migrate(connection)
         epoch = _begin_life(connection, identity, durability)
         # The file itself must say which one it is: see `_check_log`.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -186,7 +186,7 @@ def _recovered(path: Path) -> tuple[sqlite3.Connection, FileIdentity]:
             f"journal_size_limit = {_LOG_BYTES}",
         ):
             connection.execute(f"PRAGMA {setting}")
-        _check_owner(connection, path)
+        check_owner(connection, path)
         _use_log(connection, path)
         sync_directory(path.parent)
     except BaseException:
@@ -204,8 +204,8 @@ def _use_log(connection: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"the journal {path} is being read by another program. Close it and start again.")
 
 
-def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
-    """Before anything is changed."""
+def check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    """Before anything is changed: it is ours, and not newer. Raises JournalError."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -218,7 +218,8 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring an older schema forward, each step in a transaction of its own."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for target in range(version + 1, len(MIGRATIONS) + 1):
         connection.executescript(

@@ -646,7 +646,9 @@ def _refused(entry: Entry, problem: Problem) -> Result:
     """That a repetition was refused tells nothing about the attempt before it, which may have been accepted."""
     if entry.first_attempt is None:
         return Rejected(problem, entry.key)
-    reason = f"refused when it was repeated ({problem.status} {problem.code}); an earlier attempt may have been accepted"
+    reason = (
+        f"refused when it was repeated ({problem.status} {problem.code}); an earlier attempt may have been accepted"
+    )
     return Unknown(reason, entry.key, is_final=True)
 
 

@@ -418,7 +418,7 @@ def read_report(options: OutboxOptions) -> list[Reported]:
 
 @contextmanager
 def _given_up_on_failure(outbox: Outbox) -> Iterator[None]:
-    """A folder that cannot be used is somebody else's to try; its lock would else be held as long as this process is."""
+    """A folder that cannot be used is left to others; its lock would be held for as long as this process lives."""
     try:
         yield
     except BaseException:
