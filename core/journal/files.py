@@ -22,6 +22,19 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _COPY_BYTES = 2**20
 
 
+RESTORED = ".restored"
+"""Behind the name of a journal: one that is whole and waits for its place. While it is there, what has the name is
+being taken out of the way, and may have lost its log."""
+
+
+def refuse_half_restored(journal: Path) -> None:
+    """Raises JournalError while a restore of this journal is under way, or was broken off."""
+    if journal.with_name(journal.name + RESTORED).exists():
+        raise JournalError(
+            f"a restore of the journal {journal} was broken off. Run it again: tallywire journal restore BACKUP."
+        )
+
+
 class Lock:
     """Held by the one process that may use a journal; the kernel lets go of it however the process ends.
 

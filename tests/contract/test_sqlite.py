@@ -26,7 +26,8 @@ from core.journal.base import (
     RevocationRecord,
     Revoke,
 )
-from core.journal.sqlite import heads, opening, reader, schema, writer
+from core.journal.sqlite import copies, heads, opening, reader, schema, writer
+from core.journal.sqlite.inspection import check
 from core.journal.sqlite.opening import Durability, begin_new_epoch, open_file
 from core.models import Summary
 from core.totals import Row
@@ -257,8 +258,8 @@ def test_a_copy_that_gets_the_inode_number_of_the_deleted_file_begins_a_new_epoc
         pytest.skip("this file system has no generations, so nothing can tell such a copy: docs/guarantees.md says so")
     shutil.copy(path, tmp_path / "backup")
     path.unlink()
-    copies = (Path(shutil.copy(tmp_path / "backup", tmp_path / f"copy-{index}")) for index in range(MOST_COPIES))
-    copy = next((copy for copy in copies if copy.stat().st_ino == number), None)
+    made = (Path(shutil.copy(tmp_path / "backup", tmp_path / f"copy-{index}")) for index in range(MOST_COPIES))
+    copy = next((copy for copy in made if copy.stat().st_ino == number), None)
     if copy is None:
         pytest.skip("this file system does not give the number of a deleted file out again, so the case cannot arise")
     copy.rename(path)
@@ -402,10 +403,9 @@ INSERT INTO idempotency VALUES (NULL, 'a', 'orders', 7, 3, 3, 3600000, 60, 5, '[
 """Two rows are rolled up, two are not."""
 
 
-@pytest.mark.logs("Journal migrated")
-def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
-    identity = files.identify(tmp_path / JOURNAL)
-    with closing(sqlite3.connect(tmp_path / JOURNAL)) as connection:
+def write_with_schema_1(path: Path) -> None:
+    identity = files.identify(path)
+    with closing(sqlite3.connect(path)) as connection:
         connection.executescript(schema.MIGRATIONS[0])
         connection.executescript(f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 1")
         connection.execute(
@@ -413,6 +413,11 @@ def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
             (identity.inode, identity.generation),
         )
         connection.executescript(WRITTEN_WITH_SCHEMA_1)
+
+
+@pytest.mark.logs("Journal migrated")
+def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
+    write_with_schema_1(tmp_path / JOURNAL)
     third = (Summary("MARKET", 0, 4), Summary("LIMIT", 3, 0))
     limit_and_market = (Summary("LIMIT", 4, 0), Summary("MARKET", 0, 4))
 
@@ -442,6 +447,93 @@ def test_a_journal_of_schema_1_goes_on_where_it_stood(tmp_path: Path) -> None:
     rest(tmp_path / JOURNAL)
     assert in_turn(tmp_path, look) + epochs == ["abcdefghjkmnp"] * 3
     assert sql(tmp_path / JOURNAL, "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM recent)") == [(5, 0)]
+
+
+@pytest.mark.logs("Journal migrated")
+def test_a_backup_of_schema_1_stays_one_and_is_migrated_when_it_is_restored(tmp_path: Path) -> None:
+    write_with_schema_1(tmp_path / JOURNAL)
+    backup = tmp_path / "backup.db"
+
+    contents = copies.back_up(tmp_path / JOURNAL, backup)
+    assert (contents.schema, contents.batches, contents.epoch) == (1, 4, "abcdefghjkmnp")
+    assert sql(backup, "PRAGMA user_version") == [(1,)], "the version that wrote it can go on with it"
+    assert [path.name for path in tmp_path.glob("backup*")] == ["backup.db"]
+
+    restored = copies.restore(backup, tmp_path / JOURNAL)
+    assert (restored.contents.schema, restored.contents.batches) == (len(schema.MIGRATIONS), 4)
+    assert sql(backup, "PRAGMA user_version") == [(1,)], "it can be restored again"
+
+    async def look(desk: Desk) -> None:
+        assert (await desk.load(7)).n == 3
+
+    assert in_turn(tmp_path, look) == [restored.epoch]
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_restore_that_is_broken_off_leaves_nothing_that_is_taken_for_the_journal(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of the times that it moves something; there is a log, as after a crash."""
+    path, backup = tmp_path / JOURNAL, tmp_path / "backup.db"
+    in_turn(tmp_path, one_batch)
+    copies.back_up(path, backup)
+    in_turn(tmp_path, one_batch)
+    (tmp_path / f"{JOURNAL}-wal").write_bytes(b"a log")
+    move, left = Path.replace, moves
+
+    def replace(source: Path, target: Path) -> Path:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            copies.restore(backup, path)
+
+    if moves:
+        for use in (begin_new_epoch, lambda path: open_file(path, "power"), check):
+            with pytest.raises(JournalError, match=r"was broken off\. Run it again"):
+                use(path)
+    restored = copies.restore(backup, path)
+
+    async def look(desk: Desk) -> None:
+        assert (await desk.load(7)).n == 1
+
+    assert in_turn(tmp_path, look) == [restored.epoch]
+    assert [each.name for each in tmp_path.iterdir() if "restor" in each.name] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_restores_belongs_to_the_servers_user(tmp_path: Path) -> None:
+    in_turn(tmp_path, one_batch)
+    copies.back_up(tmp_path / JOURNAL, tmp_path / "backup.db")
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 12_345, 12_346)
+
+    copies.restore(tmp_path / "backup.db", state / JOURNAL)
+
+    owners = {(each.stat().st_uid, each.stat().st_gid) for each in state.iterdir()}
+    assert owners == {(12_345, 12_346)}
+    assert (tmp_path / "backup.db").stat().st_uid == 0
+
+
+@pytest.mark.logs("Journal migrated")
+def test_a_backup_of_schema_1_that_is_not_in_order_is_neither_made_nor_restored(tmp_path: Path) -> None:
+    write_with_schema_1(tmp_path / JOURNAL)
+    with closing(sqlite3.connect(tmp_path / JOURNAL)) as connection:
+        connection.execute("UPDATE rows SET totals = '[[\"LIMIT\",9,0]]' WHERE seq = 3")
+        connection.commit()
+
+    with pytest.raises(JournalError, match="is not in order"):
+        copies.back_up(tmp_path / JOURNAL, tmp_path / "backup.db")
+    with pytest.raises(JournalError, match="is not in order"):
+        copies.restore(tmp_path / JOURNAL, tmp_path / "other.db")
+    assert list(tmp_path.glob("backup*")) == []
+    assert not (tmp_path / "other.db").exists()
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

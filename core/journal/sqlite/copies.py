@@ -10,17 +10,21 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from core.journal.base import JournalError
-from core.journal.files import Lock, identify, sync_directory
+from core.journal.files import RESTORED, Lock, identify, sync_directory
 from core.journal.sqlite.inspection import Contents, Verdict, check, reading
-from core.journal.sqlite.opening import check_owner, migrate
-from core.journal.sqlite.schema import APPLICATION_ID
+from core.journal.sqlite.opening import migrate
+from core.journal.sqlite.schema import MIGRATIONS
 from core.totals import new_epoch
 
 STEP_PAGES = 1024
 """4 MiB between two moves of the bar."""
+
+_MIGRATED = (".migrated", ".migrated-wal", ".migrated-shm")
+"""A copy of a copy, only to be looked through."""
 
 Advance = Callable[[int], None]
 
@@ -36,7 +40,8 @@ class Restored(Struct, frozen=True):
 def back_up(path: Path, target: Path, advance: Advance = lambda _done: None, *, replace: bool = False) -> Contents:
     """Copy a journal, as it is at this moment, to a file that is whole by itself, and look through the copy.
 
-    The copy has its name once it is durable and was found in order. `advance` is told how far it is, in thousandths.
+    The copy has its name once it is durable and was found in order. One of an older schema stays what it is, so that
+    the version that wrote it can go on with it. `advance` is told how far it is, in thousandths.
     Raises JournalError.
     """
     if target.exists() and not replace:
@@ -46,20 +51,20 @@ def back_up(path: Path, target: Path, advance: Advance = lambda _done: None, *, 
     unfinished = target.with_name(f"{target.name}.unfinished")
     try:
         _copy_pages(path, unfinished, advance)
-        contents = _in_order(check(unfinished, immutable=True), unfinished)
+        contents = _looked_through(unfinished, unfinished)
         _sync(unfinished)
         unfinished.replace(target)
         sync_directory(target.resolve().parent)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(f"the backup {target} cannot be written: {error}. Nothing has its name.") from error
     finally:
-        _remove(unfinished, "", "-journal")
+        _remove(unfinished, "", "-journal", *_MIGRATED)
     return contents
 
 
 def restore(backup: Path, path: Path, advance: Advance = lambda _done: None) -> Restored:
     """Put a backup in the place of the journal, under a new epoch: positions from after the backup are never given out
-    again. What was there is kept beside it.
+    again. One of an older schema is migrated on the way. What was there is kept beside it.
 
     Raises JournalError: also while a process has the journal, and for a backup that is not in order.
     """
@@ -82,17 +87,22 @@ def restore(backup: Path, path: Path, advance: Advance = lambda _done: None) -> 
             f"the journal {path} cannot be written: {error.strerror}. Choose another with --journal."
         ) from error
     coming = path.with_name(f"{path.name}.restoring")
+    ready = path.with_name(f"{path.name}{RESTORED}")
     try:
         _remove(coming, "", "-wal", "-shm")
         shutil.copyfile(backup, coming)
         os.chmod(coming, 0o600)
+        _give_away(path.parent, coming, path.with_name(f"{path.name}-lock"))
         advance(300)
-        _migrate_copy(coming, backup)
+        _move_on(coming)
         contents = _in_order(check(coming, immutable=True), backup)
         advance(800)
         epoch = _begin_epoch(coming)
+        # From here on nobody opens what has the name, which would be begun anew, or go on without its log.
+        coming.replace(ready)
+        sync_directory(path.parent)
         replaced = _set_aside(path)
-        coming.replace(path)
+        ready.replace(path)
         sync_directory(path.parent)
         advance(1000)
     except (OSError, sqlite3.Error) as error:
@@ -109,22 +119,38 @@ def _copy_pages(path: Path, target: Path, advance: Advance) -> None:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     # The transaction that `reading` has begun holds one state for all steps: without it each commit of the server would
     # begin the copy anew.
-    with reading(path) as source, closing(sqlite3.connect(target)) as copy:
+    with reading(path, takes_older=True) as source, closing(sqlite3.connect(target)) as copy:
         source.execute("SELECT 1 FROM journal").fetchone()
         source.backup(
             copy, pages=STEP_PAGES, progress=lambda _status, left, of: advance((of - left) * 1000 // max(of, 1))
         )
 
 
-def _migrate_copy(path: Path, backup: Path) -> None:
-    """Here, as a start would: a backup from before an upgrade could not be looked through, and no server opens it where
-    it lies."""
+def _looked_through(path: Path, name: Path) -> Contents:
+    """Of a file that nobody else has. What is looked through of an older schema is a second copy, migrated."""
+    if _schema(path) == len(MIGRATIONS):
+        return _in_order(check(path, immutable=True), name)
+    migrated = path.with_name(path.name + _MIGRATED[0])
+    _remove(path, *_MIGRATED)
+    shutil.copyfile(path, migrated)
+    _move_on(migrated)
+    contents = _in_order(check(migrated, immutable=True), name)
+    return msgspec.structs.replace(contents, schema=_schema(path))
+
+
+def _schema(path: Path) -> int:
+    with reading(path, immutable=True, takes_older=True) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+
+def _move_on(path: Path) -> None:
+    """Bring a copy to this version's schema, and leave no log beside it."""
+    if _schema(path) == len(MIGRATIONS):
+        return
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        check_owner(connection, backup)
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        # An empty file is nobody's: it would become a journal in which nothing was counted.
-        if application_id == APPLICATION_ID:
-            migrate(connection)
+        migrate(connection)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _in_order(verdict: Verdict, path: Path) -> Contents:
@@ -164,6 +190,14 @@ def _set_aside(path: Path) -> Path | None:
     _remove(path, "-shm")
     path.replace(kept)
     return kept
+
+
+def _give_away(directory: Path, *files: Path) -> None:
+    """What root puts in place belongs to whoever the directory belongs to: the server could not open it otherwise."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        for file in files:
+            os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from core.journal.base import HOUR_MS, BatchRecord, JournalError
+from core.journal.files import refuse_half_restored
 from core.journal.sqlite.packing import DELETION, PackedSummaries
 from core.journal.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from core.models import Summary
@@ -94,9 +95,11 @@ class ExportedBatch(Struct, frozen=True):
 
 
 @contextmanager
-def reading(path: Path, *, immutable: bool = False) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, *, immutable: bool = False, takes_older: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that sees one state of a journal and changes nothing. `immutable`: nobody else has the file, and
-    nothing is made beside it. Raises JournalError when it is none of ours, or newer."""
+    nothing is made beside it. `takes_older`: an older schema will do. Raises JournalError when it is none of ours, or
+    newer."""
+    refuse_half_restored(path.resolve())
     if not path.is_file():
         raise JournalError(f"there is no journal {path}. Name it with --journal.")
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}"
@@ -117,10 +120,11 @@ def reading(path: Path, *, immutable: bool = False) -> Iterator[sqlite3.Connecti
                 f"the journal {path} was written by a newer version of Tallywire (schema {version}, this one knows "
                 f"{len(MIGRATIONS)}). Use that version."
             )
-        if version < len(MIGRATIONS):
+        if version < len(MIGRATIONS) and not takes_older:
             raise JournalError(
                 f"the journal {path} was written by an older version of Tallywire (schema {version}, now "
-                f"{len(MIGRATIONS)}). A journal is migrated when the server starts, a backup when it is restored."
+                f"{len(MIGRATIONS)}). Use that version. Or move it on: a journal when the server starts, a backup when "
+                "it is restored."
             )
         yield connection
     finally:

@@ -11,7 +11,16 @@ from typing import Literal
 from msgspec import Struct
 
 from core.journal.base import JournalError
-from core.journal.files import FileIdentity, Lock, Reserve, boot_id, identify, make_durable, sync_directory
+from core.journal.files import (
+    FileIdentity,
+    Lock,
+    Reserve,
+    boot_id,
+    identify,
+    make_durable,
+    refuse_half_restored,
+    sync_directory,
+)
 from core.journal.sqlite.schema import APPLICATION_ID, LAST_SEQ, MIGRATIONS
 from core.totals import new_epoch
 
@@ -69,6 +78,11 @@ def open_file(path: Path, durability: Durability, reserve_bytes: int = RESERVE_B
     if path.exists() and not path.is_file():
         raise JournalError(f"the journal {path} is not a file. Name one with --journal.")
     lock = _locked(path)
+    try:
+        refuse_half_restored(path)
+    except JournalError:
+        lock.release()
+        raise
     reserve = Reserve(_beside(path, "-reserve"), reserve_bytes)
     try:
         try:
@@ -96,6 +110,7 @@ def begin_new_epoch(path: Path) -> tuple[str, str]:
 
     Raises JournalError, also when there is no journal.
     """
+    refuse_half_restored(path.resolve())
     if not path.exists():
         raise JournalError(f"there is no journal {path}. Name it with --journal.")
     file = open_file(path, "power")
@@ -186,7 +201,7 @@ def _recovered(path: Path) -> tuple[sqlite3.Connection, FileIdentity]:
             f"journal_size_limit = {_LOG_BYTES}",
         ):
             connection.execute(f"PRAGMA {setting}")
-        check_owner(connection, path)
+        _check_owner(connection, path)
         _use_log(connection, path)
         sync_directory(path.parent)
     except BaseException:
@@ -204,7 +219,7 @@ def _use_log(connection: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"the journal {path} is being read by another program. Close it and start again.")
 
 
-def check_owner(connection: sqlite3.Connection, path: Path) -> None:
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     """Before anything is changed: it is ours, and not newer. Raises JournalError."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
