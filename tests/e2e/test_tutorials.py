@@ -8,7 +8,7 @@ What a fence's info string says, behind the language (renderers show nothing of 
 | `sh run NAME` | run in a terminal of its own, until `<!-- stop: NAME -->` presses Ctrl-C or it is run again |
 | `output`, `output NAME` | lines of what was printed last, or in that terminal, in this order; `…` is anything |
 | `html FILE`, `py FILE` … | written to the file |
-| `page URL` | lines that a browser shows there. It stays open; `again` reloads it, other words name another tab of it |
+| `page URL` | lines that a browser shows there. It stays open; further words name another tab of it |
 
 A fence that also says `npm`, `nginx` or `systemd-analyze` waits for that program, `root` for the right to mount.
 Those that say nothing are for the reader. Ports are replaced by free ones. Nothing is installed from a registry that is
@@ -186,10 +186,6 @@ class Reader:
             terminal.press_ctrl_c()
 
     def _look(self, url: str, tab: str, text: str) -> None:
-        if tab == "again":
-            for page in self.pages.values():
-                page.reload()
-            tab = ""
         name = f"{url} {tab}".rstrip()
         if name not in self.pages:
             self.pages[name] = self._context.new_page()
@@ -214,7 +210,7 @@ class Reader:
 def _is_in(wanted: str, shown: str) -> bool:
     """Whether the lines are there, in this order; blanks, colours, times and epochs do not matter, `…` is anything."""
     rest = iter(_plain(shown))
-    return all(any(re.search(_pattern(line), candidate) for candidate in rest) for line in _plain(wanted) if line)
+    return all(any(re.fullmatch(_pattern(line), candidate) for candidate in rest) for line in _plain(wanted) if line)
 
 
 def _plain(text: str) -> list[str]:
@@ -249,6 +245,7 @@ def test_a_line_that_was_not_printed_and_one_out_of_order_are_noticed() -> None:
     assert _is_in("a 1\n… c\n", "\x1b[1ma   1\x1b[0m\nb\nsome c\n")
     assert not _is_in("b\na\n", "a\nb\n")
     assert not _is_in("a 2\n", "a 1\n")
+    assert not _is_in("LIMIT 4 0\n", "STOP_LIMIT\t4\t0\n")
 
 
 @pytest.fixture(scope="module")
