@@ -132,6 +132,10 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    inherited = inherited_sockets(os.environ)
+    # Ahead of the journal: what is refused leaves none behind.
+    for refusal in refused(settings, inherited):
+        raise refusal
     guard = internal_guard(settings)
     if settings.internal_auth == "keys":
         loop.add_signal_handler(signal.SIGHUP, guard.reload)
@@ -140,7 +144,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str, str], None]) -> 
     with Supervisor.from_environment(os.environ) as supervisor:
         journal = open_journal(settings, loop)
         try:
-            await _serve_on(journal, settings, guard, stop, on_ready, supervisor)
+            await _serve_on(journal, settings, guard, stop, on_ready, supervisor, inherited)
         finally:
             await _close(journal)
 
@@ -152,8 +156,9 @@ async def _serve_on(
     stop: asyncio.Event,
     on_ready: Callable[[str, str], None],
     supervisor: Supervisor,
+    inherited: Inherited,
 ) -> None:
-    listeners = bind(settings, inherited_sockets(os.environ))
+    listeners = bind(settings, inherited)
     hub = build_hub(settings, journal, asyncio.get_running_loop())
     failures: list[JournalFailed] = []
     has_failed = asyncio.Event()
@@ -177,6 +182,8 @@ async def _serve_on(
             "public": base_url(listeners.public),
             "internal": base_url(listeners.internal),
             "max_connections": hub.limits.max_connections,
+            "auth": settings.auth,
+            "internal_auth": settings.internal_auth,
             "durability": settings.durability,
             "epoch": journal.epoch,
         },
@@ -400,7 +407,8 @@ def _asks_who(listener: str, settings: Settings) -> bool:
 
 def _unusable(listener: str, text: str, error: OSError) -> SettingsError:
     return SettingsError(
-        f"{listener}_listen {text}: {error.strerror or error}. Choose another address with --{listener}-listen."
+        f"{listener}_listen {text}: {error.strerror or error}. Choose another address with --{listener}-listen or "
+        f"TALLYWIRE_{listener.upper()}_LISTEN."
     )
 
 
@@ -479,18 +487,28 @@ def main() -> None:
     """The `tallywire` command."""
     tallywire.add_command(_serve_command())
     tallywire.add_command(demo_command(serve))
-    tallywire(prog_name="tallywire", obj=FurtherChecks(check_usable))
+    tallywire(prog_name="tallywire", obj=FurtherChecks(refused))
 
 
-def check_usable(settings: Settings) -> None:
-    """What a start would refuse of settings that are each in order, as far as it can be said without starting. Raises
-    SettingsError, naming the setting and the fix."""
-    internal_guard(settings)
-    authority_of(settings, time.monotonic)
-    _loop_factory(settings)
-    for listener, text in (("public", settings.public_listen), ("internal", settings.internal_listen)):
-        if listener == "public" or local_path(text) is None:
-            _check_address(listener, text, settings)
+def refused(settings: Settings, inherited: Inherited = NOTHING_INHERITED) -> list[SettingsError]:
+    """What a start would refuse of settings that are each in order, as far as it can be said without starting; each
+    names the setting and the fix."""
+    checks: list[Callable[[], object]] = [
+        lambda: internal_guard(settings),
+        lambda: authority_of(settings, time.monotonic),
+        lambda: _loop_factory(settings),
+    ]
+    if not inherited.public:
+        checks.append(lambda: _check_address("public", settings.public_listen, settings))
+    if not inherited.internal and local_path(settings.internal_listen) is None:
+        checks.append(lambda: _check_address("internal", settings.internal_listen, settings))
+    found = []
+    for check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            found.append(error)
+    return found
 
 
 def _serve_command() -> click.Command:

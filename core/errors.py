@@ -134,7 +134,7 @@ class RouteNotFound(Refused):
     def __init__(self, path: str) -> None:
         super().__init__(
             f"No route {shown(path)} on this listener: "
-            "/stream is on the public one, what begins with /internal on the other."
+            "/stream is on the public one, what begins with /internal on the other, and /metrics and /console/, too."
         )
 
 

@@ -432,7 +432,7 @@ def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: s
     """The owner's three lines, one set a call; a call of many logs its sums."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    sent = summaries = repeated = skipped = 0
+    sent = summaries = invalid = repeated = skipped = 0
     refused: Counter[str] = Counter()
     for answer in answers:
         if isinstance(answer, TallywireError):
@@ -444,10 +444,11 @@ def _log_call(answers: Sequence[Answer], labels: Sequence[_Label], request_id: s
         else:
             sent += 1
             summaries += len(answer.summaries)
+            invalid += len(answer.invalid or ())
     fields = _log_fields(labels, answers[0] if answers else None, request_id)
     if sent:
         _log.info(f"Batch aggregation: {summaries} order types", extra=fields)
-        _log.info("📦 Batch SSE sent", extra={**fields, "summaries": summaries})
+        _log.info("📦 Batch SSE sent", extra={**fields, "summaries": summaries, "invalid": invalid})
     if skipped:
         _log.info("No successful orders - batch SSE skipped", extra=fields)
     if repeated:

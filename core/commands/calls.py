@@ -29,7 +29,9 @@ ANSWER_SECONDS = 30.0
 PIECE_BYTES = 65_536
 UNIX = "unix:"
 
-KEY_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE = "TALLYWIRE_KEY", "TALLYWIRE_TOKEN", "TALLYWIRE_URL"
+KEY_VARIABLE, TOKEN_VARIABLE = "TALLYWIRE_KEY", "TALLYWIRE_TOKEN"
+URL_VARIABLE, PUBLIC_URL_VARIABLE = "TALLYWIRE_URL", "TALLYWIRE_PUBLIC_URL"
+"""Two: what order services set for the internal listener leads no reader there."""
 
 Query = Sequence[tuple[str, str]]
 
@@ -40,12 +42,33 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 ENDINGS = {"no": ExitCode.REFUSED, "later": ExitCode.LATER, "same key": ExitCode.UNKNOWN}
 """By what a problem says about repeating."""
 
-HELP = {
-    "unauthorized": f" Show a key with --key-file or {KEY_VARIABLE}; a token, for --public, with --token-file or "
-    f"{TOKEN_VARIABLE}.",
-    "not_found": " Is it the other listener? --public says that the server is its public one.",
-}
-"""By the code of a problem: what helps here."""
+_A_KEY, _A_TOKEN = f"key with --key-file or {KEY_VARIABLE}", f"token with --token-file or {TOKEN_VARIABLE}"
+
+
+class Ways(Struct, frozen=True):
+    """What helps when a call fails, in the options that the command has: each a sentence, or the rest of one."""
+
+    elsewhere: str
+    secret: str
+    listener: str
+
+    def out_of(self, code: str, *, has_shown: bool) -> str:
+        """By the code of a problem; empty where nothing helps."""
+        match code:
+            case "unauthorized" if has_shown:
+                return f" The one that was shown is refused: show another {self.secret}."
+            case "unauthorized":
+                return f" Show a {self.secret}."
+            case "not_found":
+                return f" {self.listener}"
+        return ""
+
+
+EMITTING = Ways("Name another with --url.", _A_KEY, "Is it the public listener? Emits go to the internal one.")
+READING = Ways("Name another with --url.", _A_KEY, "Is it the public listener? Then add --public.")
+READING_IN_PUBLIC = Ways("Name another with --url.", _A_TOKEN, "Is it the internal listener? Then leave --public out.")
+EXAMINED = Ways("Name another.", _A_TOKEN, "Is it the internal listener? URL is what browsers use.")
+EXAMINED_INSIDE = Ways("Name another with --internal.", _A_KEY, "Is it the public listener? --internal is the other.")
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
@@ -57,7 +80,7 @@ class Unreachable(CommandFailed):
     def __init__(self, target: "Target", error: Exception, *, was_sent: bool) -> None:
         reason = _reason(error)
         super().__init__(
-            f"no server answers at {target.url}: {reason}. Is it running? {target.other_way}", ExitCode.UNREACHABLE
+            f"no server answers at {target.url}: {reason}. Is it running? {target.ways.elsewhere}", ExitCode.UNREACHABLE
         )
         self.reason = reason
         self.was_sent = was_sent
@@ -74,7 +97,7 @@ class Target(Struct, frozen=True):
     is_tls: bool
     secret: str | None = None
     ca_file: str | None = None
-    other_way: str = "Name another with --url."
+    ways: Ways = EMITTING
 
     def connect(self, timeout: float, protocols: Sequence[str] = ()) -> socket.socket:
         """A connection, over TLS where it is asked for. `protocols`: what is offered for it. Raises OSError."""
@@ -155,10 +178,10 @@ class OpenStream:
         return Answer(self.status, self.headers, self._response.read())
 
 
-def target_of(url: str, secret: str | None = None, ca_file: Path | None = None) -> Target:
+def target_of(url: str, secret: str | None = None, ca_file: Path | None = None, ways: Ways = EMITTING) -> Target:
     """The server that a URL or unix:PATH names. Raises click.UsageError."""
     if url.startswith(UNIX):
-        return Target(url, "localhost", None, url.removeprefix(UNIX), "", is_tls=False, secret=secret)
+        return Target(url, "localhost", None, url.removeprefix(UNIX), "", is_tls=False, secret=secret, ways=ways)
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         port = parts.port
@@ -181,6 +204,7 @@ def target_of(url: str, secret: str | None = None, ca_file: Path | None = None) 
         is_tls=parts.scheme == "https",
         secret=secret,
         ca_file=None if ca_file is None else str(ca_file),
+        ways=ways,
     )
 
 
@@ -213,16 +237,20 @@ def reader_options(command: F) -> F:
             type=FILE,
             help=f"File with the token of a reader, for --public.  [{TOKEN_VARIABLE}: the token]",
         ),
-        click.option("--public", is_flag=True, help="The server is its public listener."),
+        click.option(
+            "--public",
+            is_flag=True,
+            help=f"The server is its public listener.  [{PUBLIC_URL_VARIABLE}; default: public_listen]",
+        ),
     ):
         command = option(command)
     return server_options(command)
 
 
-def internal_target(url: str | None, key_file: Path | None, ca_file: Path | None) -> Target:
+def internal_target(url: str | None, key_file: Path | None, ca_file: Path | None, ways: Ways = EMITTING) -> Target:
     """The internal listener. Raises click.UsageError."""
     url = url or os.environ.get(URL_VARIABLE) or default_url("internal_listen")
-    return target_of(url, secret_of(key_file, KEY_VARIABLE), ca_file)
+    return target_of(url, secret_of(key_file, KEY_VARIABLE), ca_file, ways)
 
 
 def reader_target(
@@ -232,11 +260,11 @@ def reader_target(
     if not public:
         if token_file is not None:
             raise click.UsageError("--token-file is for the public listener: add --public.")
-        return internal_target(url, key_file, ca_file)
+        return internal_target(url, key_file, ca_file, READING)
     if key_file is not None:
         raise click.UsageError("--key-file is for the internal listener: leave it or --public out.")
-    url = url or os.environ.get(URL_VARIABLE) or default_url("public_listen")
-    return target_of(url, secret_of(token_file, TOKEN_VARIABLE), ca_file)
+    url = url or os.environ.get(PUBLIC_URL_VARIABLE) or default_url("public_listen")
+    return target_of(url, secret_of(token_file, TOKEN_VARIABLE), ca_file, READING_IN_PUBLIC)
 
 
 def default_url(setting: str) -> str:
@@ -316,7 +344,7 @@ def refusal(target: Target, answer: Answer) -> CommandFailed:
             ExitCode.LATER if later else ExitCode.REFUSED,
         )
     failed = problem_ending(problem.detail, problem.code, problem.retry, answer.status, problem.errors)
-    return CommandFailed(failed.message + HELP.get(problem.code, ""), failed.code)
+    return CommandFailed(failed.message + target.ways.out_of(problem.code, has_shown=bool(target.secret)), failed.code)
 
 
 def problem_ending(

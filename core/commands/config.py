@@ -21,9 +21,9 @@ _USERINFO = re.compile(r"//[^/@\s]*@")
 
 
 class FurtherChecks(Struct, frozen=True):
-    """What a start would refuse besides: the server knows. `check` raises SettingsError."""
+    """What a start would refuse besides: the server knows."""
 
-    check: Callable[[Settings], None]
+    check: Callable[[Settings], list[SettingsError]]
 
 
 class Shown(Struct, frozen=True):
@@ -42,7 +42,8 @@ def config() -> None:
 def _check(config: Path | None, **flags: object) -> None:
     """Would a server start with these settings?
 
-    Names every setting that cannot be used, where it stands, and the fix. Takes the flags of `serve`.
+    Names every setting that cannot be used, where it stands, and the fix; once each is in order by itself, also what
+    a start would refuse of them together. Takes the flags of `serve`.
     """
     context = click.get_current_context()
     try:
@@ -51,7 +52,7 @@ def _check(config: Path | None, **flags: object) -> None:
         if not found:
             settings = known_settings.load(file, os.environ, given_flags(flags))
             if isinstance(context.obj, FurtherChecks):
-                context.obj.check(settings)
+                found = context.obj.check(settings)
     except SettingsError as error:
         found = [error]
     for problem in found:
@@ -105,7 +106,14 @@ def _warn_of_unknown_variables() -> None:
 
 
 OTHER_VARIABLES = frozenset(
-    {"TALLYWIRE_URL", "TALLYWIRE_KEY", "TALLYWIRE_TOKEN", "TALLYWIRE_JWT_SECRET", "TALLYWIRE_NO_SKIPS"}
+    {
+        "TALLYWIRE_URL",
+        "TALLYWIRE_PUBLIC_URL",
+        "TALLYWIRE_KEY",
+        "TALLYWIRE_TOKEN",
+        "TALLYWIRE_JWT_SECRET",
+        "TALLYWIRE_NO_SKIPS",
+    }
 )
 """Variables that are no settings, of the commands and of the tests."""
 

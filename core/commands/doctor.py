@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from core.commands.calls import FILE, KEY_VARIABLE, TOKEN_VARIABLE, target_of
+from core.commands.calls import EXAMINED, EXAMINED_INSIDE, FILE, KEY_VARIABLE, TOKEN_VARIABLE, target_of
 from core.commands.endings import ExitCode
 from core.commands.examination import Finding, Outcome, Plan, examine
 from core.commands.terminal import is_watched, say, say_json, secret_of
@@ -58,8 +58,8 @@ def doctor(
         raise click.UsageError("--emit counts an order for somebody: name --user and --internal.")
     token = secret_of(token_file, TOKEN_VARIABLE)
     plan = Plan(
-        target_of(url, token, ca_file),
-        None if internal is None else target_of(internal, secret_of(key_file, KEY_VARIABLE), ca_file),
+        target_of(url, token, ca_file, EXAMINED),
+        None if internal is None else target_of(internal, secret_of(key_file, KEY_VARIABLE), ca_file, EXAMINED_INSIDE),
         user or (MAX_ID if token is None else None),
         origin,
         emits_to,

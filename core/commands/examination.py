@@ -281,8 +281,7 @@ def _stream(plan: Plan) -> Iterator[Finding]:
 def _check_answer(plan: Plan, stream: OpenStream) -> None:
     if stream.status != 200:
         error = refusal(plan.public, stream.rest())
-        fix = "show a token of a reader with --token-file" if stream.status == 401 else ""
-        raise _Broken(Finding("stream", "fault", f"a stream is refused: {error.message}", fix))
+        raise _Broken(Finding("stream", "fault", f"a stream is refused: {error.message}"))
     if not stream.headers.get("content-type", "").startswith(EVENT_STREAM):
         said = f"a stream is answered as {stream.headers.get('content-type', 'nothing')}"
         raise _Broken(

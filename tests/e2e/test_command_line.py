@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -448,10 +449,11 @@ data: {"type":"stream_open","data":{"position":"e-1","resumed":false,"heartbeat_
 id: e-1
 
 event: order_batch_update
-data: {"type":"order_batch_update","data":{"summaries":[],"timestamp":"2026-11-25T12:00:00.000Z"},"stream":{"strategy_id":3,"after":"e-5","batches":1}}
+data: {"type":"order_batch_update","data":{"summaries":[],"timestamp":"2026-11-25T12:00:00.000Z"},\
+"stream":{"strategy_id":3,"after":"e-5","batches":1}}
 id: e-6
 
-"""  # noqa: E501 - a data line is one line
+"""
 
 
 def test_tail_opens_streams_that_cannot_be_believed_in_no_hurry_and_keeps_its_output_clean() -> None:
@@ -641,6 +643,21 @@ def test_config_check_finds_what_only_a_start_would(arguments: list[str], fix: s
 
     assert said.code == ExitCode.FOUND
     assert fix in said.out
+
+
+def test_config_check_names_each_of_what_only_a_start_would_find() -> None:
+    said = run("config", "check", "--public-listen", "0.0.0.0:80", "--internal-listen", "0.0.0.0:81", "--auth", "none")
+
+    assert [line.split()[1] for line in said.out.splitlines()] == ["public_listen", "internal_listen"]
+
+
+def test_a_text_file_is_called_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("to do\n" * 1000)
+    noted = run("journal", "check", str(tmp_path / "notes.txt"))
+    missing = run("journal", "check", str(tmp_path / "nothing"))
+
+    assert (noted.code, "is no journal of Tallywire" in noted.err) == (1, True)
+    assert (missing.code, "--journal" in missing.err) == (1, False)
 
 
 def test_config_check_is_content_with_what_a_server_starts_with_and_wonders_about_other_variables() -> None:
@@ -1045,6 +1062,38 @@ def test_the_doctor_says_when_nobody_is_there_and_when_a_token_is_asked_for(tmp_
     assert token.strip() not in shown.out + shown.err
 
 
+def test_help_speaks_of_options_that_the_command_has(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    keys = tmp_path / "keys"
+    keys.write_text(key_of("orders", ("emit",), KEY).line + "\n")
+    asking = ("--auth=jwt", f"--jwt-keys=HS256={secret}", "--internal-auth=keys", f"--internal-keys={keys}")
+    with running_server("--durability=none", *asking) as server:
+        emitted = ("emit", "--user", "7", "--strategy", "3", "--created", "LIMIT", "--url")
+        no_key = run(*emitted, server.internal).err
+        wrong_key = run(*emitted, server.internal, environment={"TALLYWIRE_KEY": "another-key"}).err
+        no_listener = run(*emitted, server.public).err
+        no_token = run("doctor", server.public, "--quick").out
+        wrong_token = run("doctor", server.public, "--quick", environment={"TALLYWIRE_TOKEN": "a.b.c"}).out
+        no_server = run("doctor", f"http://127.0.0.1:{free_port()}").out
+
+    assert "Show a key with --key-file" in no_key
+    assert "show another key" in wrong_key
+    assert "Emits go to the internal one" in no_listener
+    assert "Show a token with --token-file" in no_token
+    assert "show another token" in wrong_token
+    for said in (no_key, wrong_key, no_listener, no_token, wrong_token):
+        assert "--public" not in said
+    assert "--url" not in no_token + wrong_token + no_server
+
+
+def test_the_public_listener_has_a_variable_of_its_own(server: ServerProcess) -> None:
+    environment = {"TALLYWIRE_URL": f"http://127.0.0.1:{free_port()}", "TALLYWIRE_PUBLIC_URL": server.public}
+    said = run("statistics", "--public", "--user", "7", environment=environment)
+
+    assert (said.code, said.err) == (0, "")
+
+
 @pytest.mark.parametrize("proxy", FRONTS)
 def test_the_doctor_finds_nothing_behind_the_proxies_that_are_shipped(proxy: str, tmp_path: Path) -> None:
     certificate = self_signed(tmp_path)
@@ -1075,8 +1124,7 @@ def test_the_demo_trades_shows_where_to_look_and_leaves_nothing(tmp_path: Path) 
         "demo", "--minutes", "0.5", "--seed", "7", cwd=tmp_path, environment={"TMPDIR": str(tmp_path)}
     ) as seen:
         seen.wait_for("on the market")
-        (url,) = re.findall(r"tallywire tail --url (\S+)", "\n".join(seen.screen()))
-        assert f"console   {url}/console/" in "\n".join(seen.screen())
+        (url,) = re.findall(r"console   (\S+)/console/", "\n".join(seen.screen()))
         with running("tail", "--url", url, "--user", "1", "--count", "3") as tail:
             assert tail.process.wait(60) == 0
         # Nothing can be left then, however it ends.
@@ -1090,8 +1138,19 @@ def test_the_demo_trades_shows_where_to_look_and_leaves_nothing(tmp_path: Path) 
 def test_a_demo_without_a_terminal_prints_the_addresses_only(tmp_path: Path) -> None:
     with running("demo", "--users", "1", "--minutes", "1", environment={"TMPDIR": str(tmp_path)}) as demo:
         lines = demo.lines_until("emit ")
+        (console,) = (line.split()[1] for line in lines if line.startswith("  console"))
+        (printed,) = (line.split(maxsplit=1)[1] for line in lines if line.startswith("  emit"))
+        pasted = subprocess.run(
+            shlex.split(printed), cwd=tmp_path, env=server_environment(), capture_output=True, timeout=60, check=False
+        )
+        internal = console.removesuffix("/console/")
+        report = f"{internal}/internal/connections"
+        wait_until(lambda: requests.get(report, timeout=60).json()["connections"] == 2, "the readers of the demo")
+        shows_test_batch = requests.get(f"{console}config.json", timeout=60).json()["console_emit"]
         ended = demo.interrupt()
 
+    assert (pasted.returncode, pasted.stderr) == (0, b"")
+    assert shows_test_batch
     assert lines[0].startswith("A trading day of 1 user in a minute")
     assert (ended.code, ended.err) == (0, "")
     assert list(tmp_path.iterdir()) == []

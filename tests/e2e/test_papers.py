@@ -1,5 +1,6 @@
 """Code that the papers show, run as it stands there."""
 
+import hashlib
 import re
 import sqlite3
 from collections.abc import Callable
@@ -79,6 +80,24 @@ def test_what_will_never_be_accepted_does_not_hold_up_the_rest(
         assert counted(server) == [{"order_type": "LIMIT", "created": 1, "cancelled": 0}]
     assert waiting(database) == 0
     assert "never accepted" in capsys.readouterr().out
+
+
+def test_the_outbox_shows_its_key_and_sends_more_than_a_call_may_have_in_several(
+    outbox: dict[str, Callable[..., None]], database: sqlite3.Connection, tmp_path: Path
+) -> None:
+    secret = "a-secret-of-this-test"
+    keys = tmp_path / "keys"
+    keys.write_text(f"orders emit,read {hashlib.sha256(secret.encode()).hexdigest()}\n")
+    for _ in range(12):
+        outbox["note"](database, 7, 3, [CREATED | {"memo": "x" * 100}] * 5000)
+    database.commit()
+    calls = 0
+    with running_server("--durability=none", "--internal-auth=keys", f"--internal-keys={keys}") as server:
+        while waiting(database):
+            outbox["relay"](database, server.internal, secret)
+            calls += 1
+
+    assert 1 < calls < 12
 
 
 class NoCommit:

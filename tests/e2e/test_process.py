@@ -235,6 +235,11 @@ def test_a_way_of_asking_who_reads_that_cannot_work_is_refused_with_a_fix(flags:
     assert [word for word in words if word not in said] == []
 
 
+def test_settings_that_are_refused_leave_no_journal(tmp_path: Path) -> None:
+    _refusal("--public-listen=0.0.0.0:0", f"--journal={tmp_path / 'tallywire.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_setting_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "tallywire.toml"
     file.write_text("heartbeat_secs = 5\n")
@@ -293,16 +298,22 @@ def test_help_names_serve_and_its_settings() -> None:
 # ---- the log
 
 
+def test_the_line_of_a_server_that_is_ready_says_whom_it_asks(server: ServerProcess) -> None:
+    (ready,) = [line for line in map(json.loads, server.log.read_text().splitlines()) if line["message"] == "Ready"]
+    assert ready == ready | {"auth": "none", "internal_auth": "none"}
+
+
 def test_the_log_lines_of_an_emit_stand_word_for_word_with_their_fields(server: ServerProcess) -> None:
     cancelled = {"order_type": "MARKET", "event_type": "order_cancelled", "success": True}
-    position = _emit(server, "request-of-the-test", [CREATED, cancelled])["position"]
+    unusable = {**CREATED, "order_type": "limit"}
+    position = _emit(server, "request-of-the-test", [CREATED, cancelled, unusable])["position"]
     assert _emit(server, "request-of-nothing", [{"success": False}])["status"] == "skipped"
     assert server.stop() == 0
     whose = {"level": "info", "user_id": 7, "strategy_id": 3}
     accepted = whose | {"position": position, "request_id": "request-of-the-test"}
     aggregated, sent = _lines_of(server, "request-of-the-test")
     assert aggregated == aggregated | accepted | {"message": "Batch aggregation: 2 order types"}
-    assert sent == sent | accepted | {"message": "📦 Batch SSE sent", "summaries": 2}
+    assert sent == sent | accepted | {"message": "📦 Batch SSE sent", "summaries": 2, "invalid": 1}
     (skipped,) = _lines_of(server, "request-of-nothing")
     assert skipped == skipped | {"message": "No successful orders - batch SSE skipped", "level": "info"}
 

@@ -379,6 +379,7 @@ def test_a_silent_server_is_left(is_async: bool, monkeypatch: pytest.MonkeyPatch
 
 
 README = (ROOT / "clients" / "python" / "README.md").read_text()
+FRONT_PAGE = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 
 
@@ -391,3 +392,13 @@ def test_every_block_of_the_readme_runs(server: ServerProcess, tmp_path: Path) -
         program = program.replace("/var/lib/orders/outbox", str(tmp_path / "outbox"))
         ran = run_client(f"import os\nos.environ['TALLYWIRE_URL'] = {server.internal!r}\n{program}")
         assert ran.returncode == 0, f"{program}\n{ran.stderr}"
+
+
+def test_the_block_of_the_front_page_is_counted(server: ServerProcess) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", FRONT_PAGE, re.M | re.S)
+    (url,) = re.findall(r"^export TALLYWIRE_URL=(\S+)", FRONT_PAGE, re.M)
+    assert url == "http://127.0.0.1:8081"
+    ran = run_client(f"import os\nos.environ['TALLYWIRE_URL'] = {server.internal!r}\n{block}")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert server.get("/internal/keys/7/3")["totals"] == [{"order_type": "LIMIT", "created": 1, "cancelled": 0}]

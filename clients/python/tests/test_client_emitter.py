@@ -233,7 +233,70 @@ def test_a_full_queue_refuses_and_says_so_a_few_times(caplog: pytest.LogCaptureF
     assert emitter.statistics().rejected == 990
     assert emitter.statistics().waiting == 10
     emitter.close(0)
-    assert len([record for record in caplog.records if "queue_full" in record.getMessage()]) == 1
+    told = [record for record in caplog.records if "queue_full" in record.getMessage()]
+    assert [record.__dict__["times"] for record in told] == [1, 989]
+
+
+def said_of(caplog: pytest.LogCaptureFixture, sentence: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith(sentence)]
+
+
+def answered(*answers: dict[str, object]) -> Behaviour:
+    """One answer for each call, the last one for all that follow."""
+    lines = [json.dumps(each).encode() + b"\n" for each in answers]
+    return in_turn(*(lambda connection, _, line=line: answer(connection, 200, line) for line in lines))
+
+
+def rejected(code: str) -> dict[str, object]:
+    return {"status": "rejected", "problem": {"code": code, "detail": f"why {code}", "status": 422, "retry": "no"}}
+
+
+def test_results_that_do_not_count_are_told_to_callers_who_look_at_no_handle(caplog: pytest.LogCaptureFixture) -> None:
+    invalid = [{"path": "$.batch_results[0].order_type", "message": "no order type"}]
+    accepted = {"status": "accepted", "position": "e-1", "summaries": [], "connections": 0, "ignored": 0}
+    behave = answered({**accepted, "duplicate": False, "invalid": invalid})
+    with fake_server(behave) as server, Emitter(server.url, options=QUICK) as emitter:
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS, idempotency_key="run-1").result(20), Accepted)
+
+    told = (
+        "Results not counted, the others of their batch were: run-1 1, as $.batch_results[0].order_type: no order type"
+    )
+    assert said_of(caplog, "Results") == [told]
+
+
+def test_refusals_for_different_reasons_are_each_told_and_the_rest_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    codes = ["strategy_id_missing", "idempotency_conflict", "idempotency_conflict", "idempotency_conflict"]
+    with fake_server(answered(*map(rejected, codes))) as server, Emitter(server.url, options=QUICK) as emitter:
+        for number in range(len(codes)):
+            key = f"run-{number}"
+            emitter.emit_order_batch_update(7, 3, RESULTS, idempotency_key=key).result(20)
+
+    assert said_of(caplog, "Batch") == [
+        "Batch refused, not counted: run-0 strategy_id_missing: why strategy_id_missing",
+        "Batch refused, not counted: run-1 idempotency_conflict: why idempotency_conflict",
+        "Batch refused, not counted (2 times): run-3 idempotency_conflict: why idempotency_conflict",
+    ]
+
+
+def test_a_batch_that_may_have_been_counted_is_not_called_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_server(hang) as server:
+        emitter = Emitter(server.url, options=QUICK)
+        emitter.emit_order_batch_update(7, 3, RESULTS, idempotency_key="run-1")
+        server.wait_for_bodies(1)
+        emitter.close(0)
+
+    (said,) = said_of(caplog, "Batch")
+    assert said.startswith("Batch given up, unknown whether counted: run-1 ")
+
+
+def test_what_stays_in_the_outbox_at_the_end_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    emitter = Emitter(absent_url(), options=QUICK, outbox=tmp_path)
+    for _ in range(3):
+        emitter.emit_order_batch_update(7, 3, RESULTS)
+    emitter.close(0)
+    emitter.close(0)
+
+    assert said_of(caplog, "Batches") == ["Batches stay in the outbox: 3, which the next process that uses it sends"]
 
 
 def test_the_bytes_of_the_queue_are_bounded_too() -> None:

@@ -101,7 +101,7 @@ def reading(path: Path, *, immutable: bool = False, takes_older: bool = False) -
     newer."""
     refuse_half_restored(path.resolve())
     if not path.is_file():
-        raise JournalError(f"there is no journal {path}. Name it with --journal.")
+        raise JournalError(f"there is no journal {path}. Name another file.")
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
@@ -112,6 +112,10 @@ def reading(path: Path, *, immutable: bool = False, takes_older: bool = False) -
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                raise JournalError(
+                    f"{path} is no journal of Tallywire, or one whose beginning is damaged: then restore a backup."
+                ) from error
             raise JournalError(f"the journal {path} cannot be read: {error}. Restore a backup.") from error
         if application_id != APPLICATION_ID:
             raise JournalError(f"{path} is no journal of Tallywire.")

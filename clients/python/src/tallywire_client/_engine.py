@@ -124,6 +124,7 @@ class _Work:
     scan_at: float = 0.0
     is_idle: bool = False
     is_closing: bool = False
+    has_closed: bool = False
     close_at: float = float("inf")
     last_problem: str = ""
 
@@ -195,8 +196,14 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join(min(timeout_seconds, threading.TIMEOUT_MAX))
         with work.wake:
+            kept = 0 if work.outbox is None or work.has_closed else work.outbox.unsettled
+            work.has_closed = True
             given_up = self._give_up(work)
+        if kept:
+            told = f"{kept}, which the next process that uses it sends"
+            work.complaints.complain("Batches stay in the outbox", told)
         self._tell(work, given_up)
+        work.complaints.say_the_rest()
 
     def statistics(self) -> EmitterStatistics:
         """Of this process."""
@@ -516,10 +523,19 @@ class Engine:
 
     def _tell(self, work: _Work, settled: Sequence[tuple[Entry, Result]]) -> None:
         """The log and `on_failure`, of what did not go well."""
+        for _entry, result in settled:
+            if isinstance(result, Accepted) and result.invalid:
+                # Callers that were written for another emitter look at no handle.
+                first = result.invalid[0]
+                told = f"{result.idempotency_key} {len(result.invalid)}, as {first.path}: {first.message}"
+                work.complaints.complain("Results not counted, the others of their batch were", told)
         failed = [(entry, result) for entry, result in settled if isinstance(result, Rejected | Unknown)]
         for entry, result in failed:
-            told = result.problem.code if isinstance(result, Rejected) else result.reason
-            work.complaints.complain("Batch not counted, or perhaps not", f"{entry.key} {told}")
+            if isinstance(result, Rejected):
+                told = f"{entry.key} {result.problem.code}: {result.problem.detail}"
+                work.complaints.complain("Batch refused, not counted", told, result.problem.code)
+            else:
+                work.complaints.complain("Batch given up, unknown whether counted", f"{entry.key} {result.reason}")
             if self._on_failure is not None:
                 try:
                     self._on_failure(entry.line.decode(), result)

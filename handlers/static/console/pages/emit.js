@@ -16,7 +16,8 @@ const SHOWN_SECONDS = 60
 const SETTLE_MS = 3000 // how long what was sent may take to arrive, after the last answer
 
 const ORDER_TYPES = [['LIMIT', 0.5], ['MARKET', 0.2], ['STOP_LIMIT', 0.2], ['STOP_MARKET', 0.1]]
-const EVENT_TYPES = ['order_created', 'order_cancelled', 'order_amended']
+const UNCOUNTED = 'order_amended'
+const EVENT_TYPES = ['order_created', 'order_cancelled', UNCOUNTED]
 
 const SKIPPED = 'Nothing in it counts: no result had success and an event type that is counted. So nothing was sent, and an idempotency key is still free.'
 const DUPLICATE = 'This batch was accepted before under the same idempotency key. The answer is the first one’s; nothing was counted or sent again.'
@@ -136,7 +137,7 @@ function resultRows() {
 
 function resultRow({ order_type, event_type, success }, remove) {
   const type = el('input', { type: 'text', list: 'order-types', value: order_type, autocomplete: 'off', spellcheck: 'false' })
-  const event = el('select', {}, EVENT_TYPES.map(each => el('option', { value: each, text: each, selected: each === event_type })))
+  const event = el('select', {}, EVENT_TYPES.map(each => el('option', { value: each, text: each === UNCOUNTED ? `${each} (ignored)` : each, selected: each === event_type })))
   const succeeded = el('input', { type: 'checkbox', checked: success })
   const gone = el('button', { type: 'button', class: 'quiet' }, 'Remove')
   const row = el('li', { class: 'result-row' }, type, event, el('label', { class: 'check' }, succeeded, 'success'), gone)

@@ -124,7 +124,7 @@ function figuresOf() {
     const value = name => scrape.value(M(name))
     const open = value('connections')
     figures.connections.set(count(open), open >= 0.9 * value('max_connections') ? 'warn' : '',
-      `of ${count(value('max_connections'))}; ${count(value('stream_keys'))} stream keys`)
+      `of ${count(value('max_connections'))}`)
     figures.emits.set(rate(now.accepted), '', `${count(scrape.value(M('emits_total'), { outcome: 'accepted' }) ?? 0)} accepted`)
     const frames = sum(now.updates, now.catchUps)
     figures.frames.set(rate(frames), '', `${count(framesOf(scrape))} written`)
@@ -201,7 +201,7 @@ function sinceStart() {
       ['Journal', scrape.value(M('journal_max_bytes')) === 0
         ? 'in memory' : `${bytes(scrape.value(M('journal_size_bytes')))} of ${bytes(scrape.value(M('journal_max_bytes')))}`],
       ['Up', Number.isFinite(started) ? `${duration(Math.max(0, Date.now() / 1000 - started))}, since ${new Date(started * 1000).toLocaleString('en-GB')}` : '–'],
-      ['Users, stream keys', `${count(scrape.value(M('users')))}, ${count(scrape.value(M('stream_keys')))} in memory`],
+      ['Being watched', `${count(scrape.value(M('users')))} users, ${count(scrape.value(M('stream_keys')))} stream keys`],
       ['Tasks', count(scrape.value(M('tasks')))],
       ['Counts pending', count(scrape.value(M('counts_pending')))],
       ['Counts delivered', count(scrape.value(M('counts_delivered_total')))],
