@@ -148,7 +148,8 @@ def test_all_strategies_and_all_batches_are_reached_page_by_page(chromium: Brows
 
         reader.open("lookup", "user_id=20&strategy_id=1")
         listed = card(reader, "Batches")
-        while listed.get_by_role("button", name="Show more").is_visible() or not rows(listed).count():
+        expect(rows(listed).first).to_be_attached()
+        while listed.get_by_role("button", name="Show more").is_visible():
             seen = rows(listed).count()
             listed.get_by_role("button", name="Show more").click()
             expect(rows(listed).nth(seen)).to_be_attached()
