@@ -707,7 +707,7 @@ _OPENAPI = Operation(
 
 
 def _browser_client(method: Literal["GET", "HEAD"]) -> Operation:
-    body = (Content("text/javascript; charset=utf-8", {"its beginning": "/** Tallywire's client */"}, type=str),)
+    body = (Content("text/javascript", {"its beginning": "/** Tallywire's client */"}, type=str),)
     return Operation(
         method=method,
         name="browserClient" if method == "GET" else "browserClientHead",

@@ -469,7 +469,7 @@ def test_a_key_goes_to_no_other_listener(chromium: Browser, guarded: ServerProce
 
 def test_where_a_page_may_not_call_the_public_listener_it_says_so(chromium: Browser, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_bytes(os.urandom(48))
+    secret.write_text(os.urandom(48).hex())
     with (
         running_server("--durability=none", "--auth=jwt", f"--jwt-keys=HS256={secret}") as strict,
         visit(chromium, strict) as reader,

@@ -103,7 +103,7 @@ class TestWithTokens:
     @pytest.fixture
     def settings(self, tmp_path: Path) -> Settings:
         secret = tmp_path / "secret"
-        secret.write_bytes(os.urandom(48))
+        secret.write_text(os.urandom(48).hex())
         return with_settings(auth="jwt", jwt_keys=(f"HS256={secret}",))
 
     @pytest.mark.gen_test
