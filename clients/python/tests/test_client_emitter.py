@@ -109,6 +109,20 @@ def test_a_server_that_is_disturbed_costs_no_batch_and_no_time(how: str) -> None
         assert emitter.statistics().repeated_calls == 2
 
 
+def test_what_was_never_taken_is_known_not_to_have_arrived() -> None:
+    # Once refused it waits for longer than the test takes: no call is under way when the emitter is closed.
+    patient = replace(QUICK, first_backoff_seconds=10_000, max_backoff_seconds=10_000)
+    emitter = Emitter(absent_url(), options=patient)
+    handles = [emitter.emit_order_batch_update(7, 3, RESULTS) for _ in range(100)]
+    deadline = time.monotonic() + 20
+    while not emitter.statistics().repeated_calls:
+        assert time.monotonic() < deadline, "the first call is refused"
+        handles[0].result(0.01)
+    emitter.close(0.3)
+
+    assert {type(handle.result(0)) for handle in handles} == {Rejected}
+
+
 @pytest.mark.parametrize("how", [*DISTURBED, "absent"])
 def test_a_server_that_stays_disturbed_never_raises_and_holds_nobody_up(how: str) -> None:
     with fake_server(DISTURBED.get(how, hang)) as server:
@@ -126,7 +140,6 @@ def test_a_server_that_stays_disturbed_never_raises_and_holds_nobody_up(how: str
         for result in results:
             assert isinstance(result, Unknown | Rejected)
             assert not isinstance(result, Unknown) or result.is_final
-        # Absent: nothing has arrived, which is known unless a call was under way when the emitter was closed.
         late = emitter.emit_order_batch_update(7, 3, RESULTS).result(0)
         assert isinstance(late, Rejected)
         assert late.problem.code == "closed"
