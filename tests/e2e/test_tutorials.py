@@ -43,6 +43,7 @@ PORTS = ("8080", "8081", "8000", "5173", "8443")
 NEEDS = frozenset({"npm", "nginx", "root", "systemd-analyze"})
 
 EPOCH = re.compile(r"\b[0-9a-z]{13}(?=-\d|\b)")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:[\d:.]+Z?|\b\d\d:\d\d:\d\d\.\d{3}\b")
 
 
@@ -202,6 +203,7 @@ class Reader:
         return text
 
     def _there(self, text: str) -> str:
+        text = COLOUR.sub("", text)  # the end of one may touch a port
         for port, free in self.ports.items():
             text = re.sub(rf"\b{free}\b", port, text)
         return text
@@ -214,7 +216,7 @@ def _is_in(wanted: str, shown: str) -> bool:
 
 
 def _plain(text: str) -> list[str]:
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    text = COLOUR.sub("", text)
     text = TIME.sub("TIME", EPOCH.sub("EPOCH", text))
     return [" ".join(line.split()) for line in text.splitlines()]
 
