@@ -713,7 +713,7 @@ class FrontConnection:
     # The end.
 
     def take_socket(self) -> socket.socket | None:
-        """The socket, to be owned from now on: see `handlers.connection.take_socket`."""
+        """The socket, to be owned from now on, and watched or forgotten: see `handlers.connection.take_socket`."""
         taken = self._socket
         if taken is None:
             return None
@@ -721,7 +721,6 @@ class FrontConnection:
             self.end()
             return None
         self._responder = None
-        self._front.readiness.forget(taken.fileno())
         self._forget()
         return taken
 

@@ -54,6 +54,8 @@ class EpollReadiness:
         self._epoll = select.epoll()
         self._owners: list[Owner | None] = []
         """By descriptor, which the kernel gives out from the lowest: 8 bytes each."""
+        self._events = bytearray()
+        """What is watched of each, so that one who takes a socket over as it is watched costs no system call."""
         loop.add_reader(self._epoll.fileno(), self._call)
 
     def watch(self, descriptor: int, owner: Owner, events: int) -> None:
@@ -61,19 +63,23 @@ class EpollReadiness:
         if not events:
             self.forget(descriptor)
             return
-        owners = self._owners
+        owners, watched = self._owners, self._events
         if descriptor >= len(owners):
-            owners.extend([None] * (descriptor + 1 - len(owners)))
-        if owners[descriptor] is None:
+            more = descriptor + 1 - len(owners)
+            owners.extend([None] * more)
+            watched.extend(bytes(more))
+        if not watched[descriptor]:
             self._epoll.register(descriptor, events)
-        else:
+        elif watched[descriptor] != events:
             self._epoll.modify(descriptor, events)
+        watched[descriptor] = events
         owners[descriptor] = owner
 
     def forget(self, descriptor: int) -> None:
         """See `Readiness`."""
         if descriptor < len(self._owners) and self._owners[descriptor] is not None:
             self._owners[descriptor] = None
+            self._events[descriptor] = 0
             self._epoll.unregister(descriptor)
 
     def _call(self) -> None:
