@@ -69,11 +69,11 @@ $(VENV)/bin/python:
 	@echo "Installing into $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run-installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.run-installed: setup.cfg setup.py pyproject.toml handlers/_native.c | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test-installed: setup.cfg pyproject.toml clients/python/pyproject.toml | $(VENV)/bin/python
+$(VENV)/.test-installed: setup.cfg setup.py pyproject.toml handlers/_native.c clients/python/pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]' --editable clients/python
 	@touch $@ $(VENV)/.run-installed
 

@@ -7,7 +7,7 @@ is pending for them are of one moment.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -90,6 +90,8 @@ class Build(Struct, frozen=True):
     version: str
     http: str
     durability: str
+    fan_out: str
+    """`c` or `python`: what writes a frame to many streams."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -113,7 +115,7 @@ async def snapshot(hub: Hub, build: Build, tasks: int) -> Snapshot:
             InfoMetricFamily(
                 PREFIX + "build",
                 "Which server this is.",
-                {"version": build.version, "http": build.http, "durability": build.durability},
+                structs.asdict(build),
             ),
             *_of_emits(hub),
             *_of_frames(hub),

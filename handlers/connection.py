@@ -6,15 +6,34 @@ the client left or sent something it should not: both end the stream.
 
 import errno
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import cast
 
 from tornado.httputil import HTTPConnection
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
 from core.errors import Busy
-from core.subscriber import CloseReason, ConnectionLost, StreamOptions, Subscriber
+from core.subscriber import CloseReason, ConnectionLost, StreamOptions, Subscriber, for_each
 from handlers.readiness import READ, WRITE, Readiness
+
+SendToEach = Callable[[list[int], bytes], list[tuple[int, int]]]
+
+
+def _compiled() -> SendToEach | None:
+    """See `handlers/_native.c`; None: no compiler was at hand when this was installed."""
+    try:
+        from handlers import _native
+    except ImportError:
+        return None
+    return _native.send_to_each
+
+
+send_to_each = _compiled()
+
+FAN_OUT = "python" if send_to_each is None else "c"
+"""What writes a frame to many streams."""
 
 
 class Connection(Subscriber):
@@ -35,7 +54,17 @@ class Connection(Subscriber):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise ConnectionLost(_reason(error)) from error
+            raise ConnectionLost(_reason(error.errno)) from error
+
+    def hand_over_to_each(self, streams: Sequence[Subscriber], data: bytes, counts: int) -> None:
+        if send_to_each is None or len(streams) == 1:
+            super().hand_over_to_each(streams, data, counts)
+            return
+        connections = cast("Sequence[Connection]", streams)
+        rest = send_to_each([connection._socket.fileno() for connection in connections], data)
+        self.counters.counts_delivered += counts * (len(streams) - len(rest))
+        if rest:
+            for_each(rest, lambda each: streams[each[0]].settle(data, counts, _outcome(each[1])))
 
     def watch_writable(self, wanted: bool) -> None:
         self._readiness.watch(self._socket.fileno(), self, READ | WRITE if wanted else READ)
@@ -66,7 +95,7 @@ class Connection(Subscriber):
         except BlockingIOError:
             return
         except OSError as error:
-            self.close(_reason(error))
+            self.close(_reason(error.errno))
             return
         self.close("client_sent_data" if data else "client_closed")
 
@@ -111,6 +140,11 @@ def take_socket(handler: RequestHandler) -> socket.socket | None:
     return None
 
 
-def _reason(error: OSError) -> CloseReason:
+def _outcome(taken: int) -> int | CloseReason:
+    """As `send_to_each` says it."""
+    return taken if taken >= 0 else _reason(-taken)
+
+
+def _reason(error: int | None) -> CloseReason:
     # The kernel reports TCP_USER_TIMEOUT, and a peer that answers no keepalive, as ETIMEDOUT.
-    return "stalled" if error.errno == errno.ETIMEDOUT else "reset"
+    return "stalled" if error == errno.ETIMEDOUT else "reset"

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from prometheus_client.exposition import choose_encoder
 
 from core.metrics import Build, snapshot
+from handlers import connection
 from handlers.base import BaseHandler
 
 OPENMETRICS = "application/openmetrics-text"
@@ -19,7 +20,7 @@ class MetricsHandler(BaseHandler):
 
     async def get(self) -> None:
         settings = self.services.settings
-        build = Build(_version(), settings.http, settings.durability)
+        build = Build(_version(), settings.http, settings.durability, connection.FAN_OUT)
         taken = await snapshot(self.services.hub, build, len(asyncio.all_tasks()))
         # Writing it down is a step of its own.
         await asyncio.sleep(0)

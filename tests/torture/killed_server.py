@@ -141,6 +141,7 @@ def before_publish(countdown: Countdown) -> None:
 def in_fan_out(countdown: Countdown) -> None:
     """Some connections of a key have their frame, one has half of it, the others have nothing."""
     bring_up_to_date, transmit = StreamKey.bring_up_to_date, Connection.transmit
+    hand_over_to_each = Connection.hand_over_to_each
     sent_in_pass: list[int] = []
 
     def begin_pass(self: StreamKey, listeners: list[Any]) -> None:
@@ -158,7 +159,16 @@ def in_fan_out(countdown: Countdown) -> None:
                 die()
         return transmit(self, data)
 
+    def hand_over_to_some(self: Connection, streams: Sequence[Any], data: bytes, counts: int) -> None:
+        if len(streams) > 1 and countdown.is_over():
+            place = countdown.chance.randrange(1, len(streams))
+            hand_over_to_each(self, streams[:place], data, counts)
+            transmit(streams[place], data[: countdown.chance.randrange(len(data) + 1)])
+            die()
+        hand_over_to_each(self, streams, data, counts)
+
     replace(StreamKey, "bring_up_to_date", begin_pass)
+    replace(Connection, "hand_over_to_each", hand_over_to_some)
     replace(Connection, "transmit", transmit_half)
 
 

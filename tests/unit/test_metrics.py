@@ -23,7 +23,7 @@ from tests.unit.world import FakeConnection, World, result
 
 PLAIN = stream_options(chunked=False)
 MANY = 10_000
-BUILD = Build("1.0", "lean", "none")
+BUILD = Build("1.0", "lean", "none", "python")
 
 
 @contextmanager
