@@ -83,6 +83,10 @@ FINAL_REASONS: frozenset[ClosingReason] = frozenset({"revoked", "strategy_delete
 EXPIRY_LOOK_SECONDS = 0.5
 """Between two looks at the tokens that end."""
 
+BEATS_AT_ONCE = 4
+"""Heartbeats sent in one step of the loop: an emit that comes meanwhile waits for these, not for the 33 of 5,000
+streams that are due at once."""
+
 LOOKS_A_STEP = 100
 """Tokens looked at in one step of the loop: some 4 ms when all of them end."""
 
@@ -266,6 +270,7 @@ class Hub:
         self.is_draining = False
         self.is_leaving = False
         """Still at work, but nobody new should be sent here: a shutdown has been asked for."""
+        self._call_soon = call_soon
         self._call_later = call_later
         self._create_task = spawn
         self._resuming: set[asyncio.Task[None]] = set()
@@ -827,8 +832,13 @@ class Hub:
 
     def _beat(self) -> None:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
+        self._beat_for(self._wheel.advance())
+
+    def _beat_for(self, due: list[Subscriber]) -> None:
         now_ms, now = self.now_ms(), self.clock()
-        for subscriber in self._wheel.advance():
+        if len(due) > BEATS_AT_ONCE:
+            self._call_soon(partial(self._beat_for, due[BEATS_AT_ONCE:]))
+        for subscriber in due[:BEATS_AT_ONCE]:
             if subscriber.ends_at <= now:
                 self._say_goodbye(subscriber, "rotation")
                 continue

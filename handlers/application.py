@@ -202,7 +202,7 @@ class AnswerConnection(OwnedSocket):
         if not self._has_left:
             self._connection.finish_answer()
 
-    def take_socket(self) -> socket.socket | None:
+    def take_socket(self) -> socket.SocketType | None:
         """See `handlers.connection.take_socket`."""
         self.is_finished = True
         self.finished.set()

@@ -42,7 +42,7 @@ class Connection(Subscriber):
 
     __slots__ = ("_readiness", "_socket")
 
-    def __init__(self, user_id: int, options: StreamOptions, connected: socket.socket, readiness: Readiness) -> None:
+    def __init__(self, user_id: int, options: StreamOptions, connected: socket.SocketType, readiness: Readiness) -> None:
         super().__init__(user_id, options)
         self._socket = connected
         self._readiness = readiness
@@ -103,12 +103,12 @@ class Connection(Subscriber):
 class OwnedSocket(HTTPConnection):
     """A request's connection of a front that owns its sockets."""
 
-    def take_socket(self) -> socket.socket | None:
+    def take_socket(self) -> socket.SocketType | None:
         """See `take_socket`."""
         raise NotImplementedError
 
 
-def take_socket(handler: RequestHandler) -> socket.socket | None:
+def take_socket(handler: RequestHandler) -> socket.SocketType | None:
     """The socket of a handler's request, to be owned from now on; the handler no longer answers on it.
 
     None when the client has left, or has sent bytes behind its request, which would vanish in the front's buffer: a

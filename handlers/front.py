@@ -159,7 +159,7 @@ class Front:
         self.counters = counters or Counters()
         self.connections: set[FrontConnection] = set()
         self._listeners: list[socket.socket] = []
-        self._newcomers: deque[socket.socket] = deque()
+        self._newcomers: deque[socket.SocketType] = deque()
         self._waiting: dict[FrontConnection, None] = {}
         """Who has pipelined more than one turn may answer."""
         self._is_going_on = False
@@ -202,9 +202,10 @@ class Front:
             self._warn_and_pause(listener, "descriptors are kept for the others")
             return
         before = len(self._newcomers)
+        accept = acceptor(listener)
         for _ in range(min(most, room)):
             try:
-                accepted, _address = listener.accept()
+                accepted = accept()
             except BlockingIOError:
                 break
             except OSError as error:
@@ -272,6 +273,18 @@ class Front:
             self._sweep = self.loop.call_later(0, self._look_at_deadlines)
 
 
+def acceptor(listener: socket.socket) -> Callable[[], socket.SocketType]:
+    """What does as `listener.accept` does, without the address and the conveniences of `socket.socket`, which nobody
+    here needs: 4.3 us instead of 6.5."""
+    family, kind = int(listener.family), int(listener.type)
+
+    def accept() -> socket.SocketType:
+        descriptor, _address = listener._accept()  # type: ignore[attr-defined]  # what `accept` calls
+        return socket.SocketType(family, kind, 0, descriptor)
+
+    return accept
+
+
 class _Continuation:
     """What llhttp calls behind a declined upgrade: the head that it is fed first is not news."""
 
@@ -333,10 +346,10 @@ class FrontConnection:
         "deadline",
     )
 
-    def __init__(self, front: Front, accepted: socket.socket) -> None:
+    def __init__(self, front: Front, accepted: socket.SocketType) -> None:
         accepted.setblocking(False)
         self._front = front
-        self._socket: socket.socket | None = accepted
+        self._socket: socket.SocketType | None = accepted
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
         self._parsed: Request | None = None
         """The request whose head is arriving."""
@@ -531,7 +544,7 @@ class FrontConnection:
             self._is_paused = False
             self._watch(self._socket)
 
-    def _watch(self, connected: socket.socket) -> None:
+    def _watch(self, connected: socket.SocketType) -> None:
         events = (0 if self._is_paused else READ) | (WRITE if self._unsent else 0)
         self._front.readiness.watch(connected.fileno(), self, events)
 
@@ -712,7 +725,7 @@ class FrontConnection:
 
     # The end.
 
-    def take_socket(self) -> socket.socket | None:
+    def take_socket(self) -> socket.SocketType | None:
         """The socket, to be owned from now on, and watched or forgotten: see `handlers.connection.take_socket`."""
         taken = self._socket
         if taken is None:

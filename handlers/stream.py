@@ -108,9 +108,11 @@ def parameters(query: str) -> dict[str, list[str]]:
 
 def only(given: Parameters, name: str, default: str | None) -> str:
     """The one value of a parameter. Raises InvalidQuery when it stands twice, or is missing without a default."""
-    values = given.get(name, [] if default is None else [default])
+    values = given.get(name)
     if not values:
-        raise InvalidQuery(name, "is required")
+        if default is None:
+            raise InvalidQuery(name, "is required")
+        return default
     if len(values) > 1:
         raise InvalidQuery(name, "may stand only once")
     return values[0]
@@ -139,7 +141,7 @@ def open_stream(
     services: Services,
     request: StreamRequest,
     head: bytes,
-    take_socket: Callable[[], socket.socket | None],
+    take_socket: Callable[[], socket.SocketType | None],
     refuse: Callable[[TallywireError], None],
 ) -> None:
     """Open the stream on the socket that `take_socket` gives, after `head`; None: the client has left meanwhile.
@@ -224,7 +226,7 @@ class StreamHandler(BaseHandler):
         """Raises the TallywireError with which the stream is refused."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def take() -> socket.socket | None:
+        def take() -> socket.SocketType | None:
             taken = self._take_socket()
             opened.set_result(None)
             return taken
@@ -240,7 +242,7 @@ class StreamHandler(BaseHandler):
         """A CORS pre-flight: for clients that set headers themselves, as native EventSource never does."""
         self.preflight("GET", "Authorization, Last-Event-ID, Cache-Control, X-Request-Id")
 
-    def _take_socket(self) -> socket.socket | None:
+    def _take_socket(self) -> socket.SocketType | None:
         taken = take_socket(self)
         # finish() would break this cycle. With it each handler, its request and its stream would stay, some 10 KiB,
         # until the collector runs.
