@@ -26,6 +26,7 @@ from tallywire_client import (
     OutboxOptions,
     Rejected,
     Unknown,
+    _engine,
     configure,
     emit_order_batch_update,
     from_environment,
@@ -482,6 +483,47 @@ def test_an_outbox_that_cannot_be_written_leaves_emitting_alone(tmp_path: Path) 
     file.touch()
     with fake_server() as server, Emitter(server.url, outbox=file / "below") as emitter:
         assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+
+
+def test_an_outbox_that_could_not_be_made_is_made_as_soon_as_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "SCAN_SECONDS", 0.01)
+    file = tmp_path / "file"
+    file.touch()
+    with fake_server() as server, Emitter(server.url, outbox=file / "below", options=QUICK) as emitter:
+        assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+        file.unlink()
+        deadline = time.monotonic() + 20
+        while emitter._engine._work.outbox is None and time.monotonic() < deadline:
+            assert isinstance(emitter.emit_order_batch_update(7, 3, RESULTS).result(20), Accepted)
+        server.behave = hang
+        emitter.emit_order_batch_update(7, 3, RESULTS)
+        assert emitter.statistics().on_disk == 1
+        server.behave = accept_all
+
+
+def test_nobody_waits_while_an_attempt_is_noted_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def sync(_file: int) -> None:
+        if threading.current_thread().name == "tallywire-emitter":
+            stuck.set()
+            go_on.wait(20)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    outbox = OutboxOptions(tmp_path, durability="power")
+    with fake_server() as server, Emitter(server.url, outbox=outbox) as emitter:
+        handle = emitter.emit_order_batch_update(7, 3, RESULTS)
+        assert stuck.wait(20)
+        asks = threading.Thread(target=emitter.statistics)
+        asks.start()
+        asks.join(AT_ONCE_SECONDS)
+        has_waited, sent = asks.is_alive(), list(server.bodies)
+        go_on.set()
+        assert not has_waited
+        assert sent == [], "an attempt is on the disk before it is made"
+        assert isinstance(handle.result(20), Accepted)
 
 
 def test_emits_from_many_threads_all_get_their_own_answer() -> None:

@@ -181,7 +181,7 @@ class Engine:
             outbox = work.outbox
         if code:
             return self._refused(work, key, code, _NOT_SENT[code])
-        if outbox is not None and self._outbox_options is not None and self._outbox_options.durability == "power":
+        if outbox is not None and self._lasts_through_power_cuts:
             self._sync(work, outbox)
         return handle
 
@@ -264,10 +264,7 @@ class Engine:
         if work.thread is not None and work.thread.is_alive():
             return
         if work.outbox is None and self._outbox_options is not None:
-            try:
-                work.outbox = Outbox.create(self._outbox_options, self._target.name())
-            except OSError as error:
-                work.complaints.complain("Outbox not available, batches are in memory only", str(error))
+            work.outbox = self._create_outbox(work, self._outbox_options)
         thread = threading.Thread(target=self._run, args=(work,), name="tallywire-emitter", daemon=True)
         try:
             thread.start()
@@ -276,6 +273,13 @@ class Engine:
             return
         work.thread = thread
         _finish_in_child_processes(self)
+
+    def _create_outbox(self, work: _Work, options: OutboxOptions) -> Outbox | None:
+        try:
+            return Outbox.create(options, self._target.name())
+        except OSError as error:
+            work.complaints.complain("Outbox not available, batches are in memory only", str(error))
+            return None
 
     def _take_in(self, work: _Work, entry: Entry) -> str:
         """Into the outbox and the queue. Answers the code of the problem, if there is one. Under the lock."""
@@ -302,6 +306,10 @@ class Engine:
             work.complaints.complain("Outbox full, batches are in memory only", str(error))
             return False
         return True
+
+    @property
+    def _lasts_through_power_cuts(self) -> bool:
+        return self._outbox_options is not None and self._outbox_options.durability == "power"
 
     def _sync(self, work: _Work, outbox: Outbox) -> None:
         try:
@@ -443,8 +451,11 @@ class Engine:
         try:
             with work.wake:
                 outbox.attempt(upto, disk.now())
-        except (OutboxFullError, OSError) as error:
+        except OutboxFullError as error:
             work.complaints.complain("Outbox did not note an attempt", str(error))
+        # Not under the lock: no emit waits for the disk because of a call that is on its way.
+        if self._lasts_through_power_cuts:
+            self._sync(work, outbox)
 
     def _post(self, work: _Work, entries: Sequence[Entry]) -> Reply:
         if work.connection is None:
@@ -569,6 +580,11 @@ class Engine:
             return
         if time.monotonic() >= work.scan_at:
             work.scan_at = time.monotonic() + SCAN_SECONDS
+            if work.outbox is None:
+                # It could not be made, or has gone: perhaps it can be made now.
+                outbox = self._create_outbox(work, options)
+                with work.wake:
+                    work.outbox = outbox
             self._adopt(work, options)
         for outbox in list(work.adopted):
             if work.is_closing or not self._send_some_of(work, outbox):

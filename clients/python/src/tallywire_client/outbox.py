@@ -194,14 +194,14 @@ class Outbox:
         return seq
 
     def attempt(self, upto: int, at: Moment) -> None:
-        """Note, before it is sent, that batches may arrive from now on. Raises OutboxFullError when it stands in memory
-        only: whoever adopts this folder would take them for never sent."""
+        """Note, before it is sent, that batches may arrive from now on; a `sync` makes it outlast a power cut.
+
+        Raises OutboxFullError when it stands in memory only: whoever adopts this folder would take them for never sent.
+        """
         if self._attempts and self._attempts[-1].upto >= upto:
             return
         self._attempts.append(Attempted(upto, at))
         self._write(encode(Attempted(upto, at)))
-        if self._options.durability == "power":
-            self.sync()
 
     def revoke(self, upto: int) -> None:
         """Note that the last attempt, if it was the first one of what it tells of, did not arrive."""
