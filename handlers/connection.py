@@ -42,7 +42,9 @@ class Connection(Subscriber):
 
     __slots__ = ("_readiness", "_socket")
 
-    def __init__(self, user_id: int, options: StreamOptions, connected: socket.SocketType, readiness: Readiness) -> None:
+    def __init__(
+        self, user_id: int, options: StreamOptions, connected: socket.SocketType, readiness: Readiness
+    ) -> None:
         super().__init__(user_id, options)
         self._socket = connected
         self._readiness = readiness

@@ -160,19 +160,25 @@ def _groups(file: BinaryIO) -> Iterator[tuple[list[bytes], int]]:
     Whatever has come is taken at once: of a pipe, nothing waits for more. A text that is no JSON a line is read to its
     end first.
     """
-    read, held = 0, b""
-    is_lines = False
+    read, held = 0, bytearray()
+    is_lines: bool | None = None
+    """What the first line says, once it is there."""
     while piece := _some(file):
         read += len(piece)
         held += piece
-        *lines, rest = held.split(b"\n")
-        if not is_lines and not (is_lines := _is_batch(next((line for line in lines if line.strip()), b""))):
+        if is_lines is False or b"\n" not in piece:
             continue
-        held = rest
+        *lines, rest = bytes(held).split(b"\n")
+        first = next((line for line in lines if line.strip()), None)
+        if is_lines is None and first is not None:
+            is_lines = _is_batch(first)
+        if not is_lines:
+            continue
+        held = bytearray(rest)
         for group in _in_calls(line for line in lines if line.strip()):
             yield group, read
     if held.strip():
-        for group in _in_calls(iter([held] if is_lines else _batches_of(held))):
+        for group in _in_calls(iter([bytes(held)] if is_lines else _batches_of(bytes(held)))):
             yield group, read
 
 
