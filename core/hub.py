@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeVar
@@ -279,6 +279,8 @@ class Hub:
             coalesce_ms=limits.coalesce_ms, call_soon=call_soon, call_later=call_later, clock=clock
         )
         self._wheel = HeartbeatWheel(random.random)
+        self._due: deque[Subscriber] = deque()
+        """For a heartbeat."""
         self._expiries = Expiries()
         self._is_looking = False
         """At tokens, now and then: as long as there are streams whose token ends."""
@@ -832,13 +834,17 @@ class Hub:
 
     def _beat(self) -> None:
         self._call_later(self.limits.heartbeat_seconds / SLOTS, self._beat)
-        self._beat_for(self._wheel.advance())
+        # The wheel waits for who is still due: a server that cannot keep up beats later, not more and more.
+        if not self._due:
+            self._due.extend(self._wheel.advance())
+            self._beat_for_some()
 
-    def _beat_for(self, due: list[Subscriber]) -> None:
+    def _beat_for_some(self) -> None:
         now_ms, now = self.now_ms(), self.clock()
-        if len(due) > BEATS_AT_ONCE:
-            self._call_soon(partial(self._beat_for, due[BEATS_AT_ONCE:]))
-        for subscriber in due[:BEATS_AT_ONCE]:
+        if len(self._due) > BEATS_AT_ONCE:
+            self._call_soon(self._beat_for_some)
+        for _ in range(min(BEATS_AT_ONCE, len(self._due))):
+            subscriber = self._due.popleft()
             if subscriber.ends_at <= now:
                 self._say_goodbye(subscriber, "rotation")
                 continue
