@@ -433,10 +433,11 @@ class Engine:
         started = self._clock()
         newly_tried = [entry for entry in left if entry.first_attempt is None]
         upto = max(entry.seq for entry in left)
-        if outbox is not None and upto and newly_tried:
-            self._note_attempt(work, outbox, upto)
+        # Before the disk is waited for: whoever gives up meanwhile cannot say of them that they were never sent.
         for entry in newly_tried:
             entry.first_attempt = started
+        if outbox is not None and upto and newly_tried:
+            self._note_attempt(work, outbox, upto)
         reply = self._post(work, left)
         has_not_arrived = reply.is_unsent if isinstance(reply, Again) else isinstance(reply, Refused)
         if has_not_arrived and newly_tried:
