@@ -161,7 +161,7 @@ def _section(
 
 
 def _left_out(workload: Workload, chosen: Sequence[Contender | Absent]) -> list[LeftOut]:
-    if workload.needs is not None and not workload.needs.exists():
+    if workload.needs is not None and not workload.needs.is_file():
         return [LeftOut(EVERYONE, f"{workload.needs.name} is not there")]
     reasons = [(each.name, each.why if isinstance(each, Absent) else workload.leaves_out(each)) for each in chosen]
     return [LeftOut(name, why) for name, why in reasons if why]
