@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import cache, partial
 from itertools import takewhile
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from msgspec import UNSET, Struct
 
@@ -133,16 +133,16 @@ _NOBODYS = StreamCounters()
 """Of connections that are not registered: nobody reads it."""
 
 
-def for_each(items: Iterable[_T], act: Callable[[_T], None]) -> None:
-    """`act` on all of them, whatever happens with one; the last exception is raised at the end."""
-    failure: Exception | None = None
+def for_each(items: Iterable[_T], act: Callable[[_T], object]) -> None:
+    """`act` on all of them, whatever happens with one. Raises at the end what was raised, several as a group."""
+    failures: list[Exception] = []
     for item in items:
         try:
             act(item)
-        except Exception as error:  # one of them must not keep the others
-            failure = error
-    if failure is not None:
-        raise failure
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0] if len(failures) == 1 else ExceptionGroup(f"{len(failures)} times", failures)
 
 
 class StreamKey:
@@ -192,9 +192,10 @@ class StreamKey:
         is_one = len(listeners) == 1
         after, options = -1, None
         alike: list[Subscriber] = []
+        others: list[Subscriber] = []
         for listener in listeners:
             if listener.keys is not alone or listener.state is not is_ready:
-                listener.bring_up_to_date()
+                others.append(listener)
             elif listener.n == after and listener.options is options:
                 alike.append(listener)
             elif listener.n < n:
@@ -202,6 +203,9 @@ class StreamKey:
                 after, options = listener.n, listener.options
                 alike = [listener]
         self._write_alike(alike, is_one=is_one)
+        # The last: whoever finds that one of these cannot be told anything must not find the others still behind.
+        for listener in others:
+            listener.bring_up_to_date()
 
     def _write_alike(self, listeners: Sequence["Subscriber"], *, is_one: bool) -> None:
         """Bring those up to date that follow this key only, and stand READY at one position behind it with the same
@@ -424,7 +428,7 @@ class Subscriber:
             raise
         self.settle(data, counts, outcome)
 
-    def hand_over_to_each(self, streams: Sequence["Subscriber"], data: bytes, counts: int) -> None:
+    def hand_over_to_each(self, streams: Sequence[Self], data: bytes, counts: int) -> None:
         """`hand_over` for all of these, which are of one user. What goes wrong with one is raised when all have had it.
 
         A transport that can write to many at once overrides it.

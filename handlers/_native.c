@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <sys/socket.h>
 
 #define MOST 256 /* sockets of one call */
@@ -17,7 +18,7 @@ PyDoc_STRVAR(send_to_each_doc,
     "--\n\n"
     "Hand data to the kernel for each of these sockets, which do not block; at most 256.\n\n"
     "Answers (place in the list, bytes taken) of those that did not take all of it: 0 when it takes none now, -errno\n"
-    "when the connection is no more. Raises ValueError for too many.");
+    "when the connection is no more. Raises ValueError for too many, and for what can be no descriptor.");
 
 static PyObject *send_to_each(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     (void)module;
@@ -40,6 +41,10 @@ static PyObject *send_to_each(PyObject *module, PyObject *const *arguments, Py_s
         const long descriptor = PyLong_AsLong(PyList_GetItem(arguments[0], place));
         if (descriptor == -1 && PyErr_Occurred())
             return NULL;
+        if (descriptor < -1 || descriptor > INT_MAX) {
+            PyErr_SetString(PyExc_ValueError, "no descriptor");
+            return NULL;
+        }
         descriptors[place] = (int)descriptor;
     }
     Py_ssize_t complete = 0;

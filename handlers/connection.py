@@ -8,7 +8,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Self
 
 from tornado.httputil import HTTPConnection
 from tornado.iostream import IOStream
@@ -58,12 +58,16 @@ class Connection(Subscriber):
         except OSError as error:
             raise ConnectionLost(_reason(error.errno)) from error
 
-    def hand_over_to_each(self, streams: Sequence[Subscriber], data: bytes, counts: int) -> None:
+    def hand_over_to_each(self, streams: Sequence[Self], data: bytes, counts: int) -> None:
         if send_to_each is None or len(streams) == 1:
             super().hand_over_to_each(streams, data, counts)
             return
-        connections = cast("Sequence[Connection]", streams)
-        rest = send_to_each([connection._socket.fileno() for connection in connections], data)
+        try:
+            rest = send_to_each([stream._socket.fileno() for stream in streams], data)
+        except BaseException:
+            # Nobody knows what left. Only the clients do: let them resume.
+            for_each(streams, lambda stream: stream.settle(data, counts, "fault"))
+            raise
         self.counters.counts_delivered += counts * (len(streams) - len(rest))
         if rest:
             for_each(rest, lambda each: streams[each[0]].settle(data, counts, _outcome(each[1])))

@@ -153,7 +153,13 @@ def open_stream(
         taken = take_socket()
         if taken is None:
             return None
-        connection = Connection(request.wanted.user_id, request.options, taken, services.readiness)
+        try:
+            connection = Connection(request.wanted.user_id, request.options, taken, services.readiness)
+        except BaseException:
+            # It may still be watched, and its number will be another's.
+            services.readiness.forget(taken.fileno())
+            taken.close()
+            raise
         connection.prologue = head
         return connection
 
@@ -228,7 +234,8 @@ class StreamHandler(BaseHandler):
 
         def take() -> socket.SocketType | None:
             taken = self._take_socket()
-            opened.set_result(None)
+            if not opened.done():
+                opened.set_result(None)
             return taken
 
         def refuse(refusal: TallywireError) -> None:

@@ -106,12 +106,16 @@ def _try_server(public: str, internal: str) -> None:
         _get(url)
     for path in FILES:
         _get(internal + path)
+    if b'fan_out="c"' not in _get(f"{internal}/metrics"):
+        raise SystemExit("it was built without its part in C")
 
 
-def _get(url: str) -> None:
+def _get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=10) as answer:
-        if not answer.read():
-            raise SystemExit(f"{url} is empty")
+        body: bytes = answer.read()
+    if not body:
+        raise SystemExit(f"{url} is empty")
+    return body
 
 
 if __name__ == "__main__":

@@ -162,9 +162,11 @@ def in_fan_out(countdown: Countdown) -> None:
     def hand_over_to_some(self: Connection, streams: Sequence[Any], data: bytes, counts: int) -> None:
         if len(streams) > 1 and countdown.is_over():
             place = countdown.chance.randrange(1, len(streams))
-            hand_over_to_each(self, streams[:place], data, counts)
-            transmit(streams[place], data[: countdown.chance.randrange(len(data) + 1)])
-            die()
+            try:
+                hand_over_to_each(self, streams[:place], data, counts)
+                transmit(streams[place], data[: countdown.chance.randrange(len(data) + 1)])
+            finally:
+                die()
         hand_over_to_each(self, streams, data, counts)
 
     replace(StreamKey, "bring_up_to_date", begin_pass)

@@ -2,19 +2,28 @@
 
 import errno
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from core.counters import StreamCounters
-from core.subscriber import CloseReason, State, stream_options
+from core.subscriber import CloseReason, State, for_each, stream_options
 from handlers import connection as module
 from handlers.connection import Connection
 from handlers.readiness import WRITE, Owner
 
-FRAME = b"x" * 300
+FRAME = bytes(range(256)) + b"one"
+SECOND = bytes(reversed(range(256))) + b"two"
+SECONDS = 20
+"""For what has to come, on a machine that is busy."""
+
+SETTLED_SECONDS = 0.1
+"""By then what was on its way has arrived, and makes no more room."""
+
 COUNTS = 7
 
 
@@ -41,7 +50,7 @@ class Client:
 
     def __init__(self, watch: Watch, counters: StreamCounters) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.theirs = socket.create_connection(listener.getsockname())
+            self.theirs = socket.create_connection(listener.getsockname(), SECONDS)
             self.ours, _ = listener.accept()
         self.ours.setblocking(False)
         self.descriptor = self.ours.fileno()
@@ -54,11 +63,14 @@ class Client:
 
     def fill(self) -> None:
         """Nothing is read, and the kernel has no room left."""
-        try:
-            while True:
-                self.filled_bytes += self.ours.send(b"-" * 65536)
-        except BlockingIOError:
-            pass
+        refusals = 0
+        while refusals < 2:
+            try:
+                # There may be room for a byte where there is none for more.
+                self.filled_bytes += self.ours.send(b"-" * (1 if refusals else 65536))
+            except BlockingIOError:
+                refusals += 1
+                select.select([], [self.ours], [], SETTLED_SECONDS)
 
     def take(self, size_bytes: int) -> bytes:
         """Read so much."""
@@ -66,6 +78,18 @@ class Client:
         while len(taken) < size_bytes and (data := self.theirs.recv(min(size_bytes - len(taken), 65536))):
             taken += data
         return taken
+
+    def rest(self) -> bytes:
+        """Everything that is still on its way, when we send nothing more."""
+        self.ours.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: self.theirs.recv(65536), b""))
+
+    def go_on(self) -> None:
+        """Tell the stream that there is room, until it has sent all."""
+        deadline = time.monotonic() + SECONDS
+        while self.stream.state is State.BLOCKED and time.monotonic() < deadline:
+            select.select([], [self.ours], [], SECONDS)
+            self.stream.on_writable()
 
     def reset(self) -> None:
         """The client's kernel refuses from now on."""
@@ -85,9 +109,9 @@ class Crowd:
         self.counters = StreamCounters()
         self.clients = [Client(self.watch, self.counters) for _ in range(size)]
 
-    def write(self) -> None:
+    def write(self, frame: bytes = FRAME) -> None:
         streams = [client.stream for client in self.clients]
-        streams[0].hand_over_to_each(streams, FRAME, COUNTS)
+        streams[0].hand_over_to_each(streams, frame, COUNTS)
 
 
 @pytest.fixture(params=["native", "python"])
@@ -109,9 +133,9 @@ def crowd(way: str) -> Iterator[Crowd]:
 
 def test_each_gets_every_byte_once(crowd: Crowd) -> None:
     crowd.write()
-    crowd.write()
+    crowd.write(SECOND)
 
-    assert [client.take(2 * len(FRAME)) for client in crowd.clients] == [2 * FRAME] * 5
+    assert [client.rest() for client in crowd.clients] == [FRAME + SECOND] * 5
     assert crowd.counters.counts_delivered == 2 * 5 * COUNTS
     assert {client.stream.state for client in crowd.clients} == {State.READY}
 
@@ -127,12 +151,11 @@ def test_who_has_no_room_keeps_the_frame_and_the_others_have_it(crowd: Crowd) ->
     assert slow.stream.pending_counts() == COUNTS
     assert crowd.counters.counts_delivered == 4 * COUNTS
     assert crowd.watch.events[slow.descriptor] & WRITE
-    assert [client.take(len(FRAME)) for client in crowd.clients if client is not slow] == [FRAME] * 4
+    assert [client.rest() for client in crowd.clients if client is not slow] == [FRAME] * 4
 
     slow.take(slow.filled_bytes)
-    while slow.stream.state is State.BLOCKED:
-        slow.stream.on_writable()
-    assert slow.take(len(FRAME)) == FRAME
+    slow.go_on()
+    assert slow.rest() == FRAME
     assert crowd.counters.counts_delivered == 5 * COUNTS
 
 
@@ -145,7 +168,7 @@ def test_who_is_gone_ends_and_the_others_have_it(crowd: Crowd) -> None:
     assert [client.endings for client in crowd.clients] == [["reset"], [], [], ["reset"], []]
     assert crowd.counters.counts_delivered == 3 * COUNTS
     assert crowd.counters.counts_abandoned == 2 * COUNTS
-    assert [crowd.clients[place].take(len(FRAME)) for place in (1, 2, 4)] == [FRAME] * 3
+    assert [crowd.clients[place].rest() for place in (1, 2, 4)] == [FRAME] * 3
     assert crowd.clients[0].descriptor not in crowd.watch.events
 
 
@@ -164,16 +187,37 @@ def test_a_fault_with_one_is_raised_when_the_others_have_been_looked_after(crowd
     assert crowd.counters.counts_delivered == 3 * COUNTS
 
 
+def test_when_nobody_knows_what_left_all_have_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptors: list[int], _data: bytes) -> list[tuple[int, int]]:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "send_to_each", fail)
+    crowd = Crowd(3)
+    with pytest.raises(MemoryError):
+        crowd.write()
+
+    assert [client.endings for client in crowd.clients] == [["fault"]] * 3
+    assert crowd.counters.counts_abandoned == 3 * COUNTS
+    for client in crowd.clients:
+        client.theirs.close()
+
+
+def test_all_that_goes_wrong_is_raised() -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        for_each([1, 0, 2, 0], lambda number: 1 // number)
+    assert [type(each) for each in raised.value.exceptions] == [ZeroDivisionError] * 2
+
+
 @pytest.mark.parametrize("taken", [0, 1, len(FRAME) - 1])
 def test_the_rest_of_what_was_taken_in_part_leaves_first(taken: int, crowd: Crowd) -> None:
     client = crowd.clients[0]
     client.stream.settle(FRAME, COUNTS, client.ours.send(FRAME[:taken]))
     assert client.stream.unsent_bytes == len(FRAME) - taken
 
-    client.stream.on_writable()
+    client.go_on()
 
-    assert client.take(len(FRAME)) == FRAME
     assert client.stream.state is State.READY
+    assert client.rest() == FRAME
 
 
 @pytest.mark.parametrize(
@@ -226,4 +270,6 @@ class TestExtension:
             send([1], "text")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(ValueError, match="at most 256"):
             send([0] * 257, FRAME)
+        with pytest.raises(ValueError, match="no descriptor"):
+            send([2**32], FRAME)
         assert send([], FRAME) == []

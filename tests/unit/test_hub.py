@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import Draining, InternalError, OutcomeUnknown, TallywireError
 from core.heartbeat import SLOTS
-from core.hub import Hub, Wanted
+from core.hub import BEATS_AT_ONCE, Hub, Wanted
 from core.journal.base import Deliver, JournalFailed
 from core.metrics import standing_now
 from core.models import Revocation
@@ -99,6 +99,36 @@ def test_a_fault_ends_one_stream_and_harms_no_other_and_no_answer() -> None:
     assert broken.state is State.CLOSED
     assert world.hub.closed == {"fault": 1}
     for client in (before, after, late):
+        client.read()
+        client.check_is_complete()
+    world.close()
+
+
+class Untellable(FakeConnection):
+    """A connection for which no frame can be made."""
+
+    is_broken = False
+
+    def _frame(self, behind: list[StreamKey]) -> Frame:
+        if self.is_broken:
+            raise RuntimeError("a bug")
+        return super()._frame(behind)
+
+
+@pytest.mark.logs("Fan-out failed")
+@pytest.mark.parametrize("strategies", [None, (3, 4)], ids=["everything", "several"])
+def test_a_frame_that_cannot_be_made_ends_the_stream_that_it_is_for(strategies: tuple[int, ...] | None) -> None:
+    world = World()
+    sound, broken = crowd(world, 2), Untellable(7, PLAIN)
+
+    world.open(broken, strategies, None)
+    sound += crowd(world, 1)
+    broken.is_broken = True
+    world.emit_now(7, 3)
+
+    assert broken.state is State.CLOSED
+    assert world.hub.closed == {"fault": 1}
+    for client in sound:
         client.read()
         client.check_is_complete()
     world.close()
@@ -256,6 +286,35 @@ def test_a_fault_in_a_heartbeat_ends_that_stream_only() -> None:
 
     assert broken.state is State.CLOSED
     assert sound.events == ["stream_open", "stream_heartbeat"]
+    world.close()
+
+
+def test_streams_that_are_due_together_beat_a_few_at_a_time_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.hub.random.random", lambda: 0.0)  # all in one slot
+    world = World()
+    clients = [Client(world, 7, (3,), stream_options(event_heartbeat=True, chunked=False)) for _ in range(11)]
+    for client in clients:
+        client.connect()
+    world.commit()
+
+    def beats() -> list[int]:
+        for client in clients:
+            client.read()
+        return [client.events.count("stream_heartbeat") for client in clients]
+
+    for _ in range(SLOTS):
+        if not world.steps.due:
+            world.run_timers()
+    assert sum(beats()) == BEATS_AT_ONCE
+    gone = clients.pop(beats().index(0))
+    assert gone.connection is not None
+    gone.connection.close("client_closed")
+    world.steps.run_one()
+    assert sum(beats()) == 2 * BEATS_AT_ONCE - 1, "its turn was this one"
+    world.steps.run_one()
+
+    assert beats() == [1] * 10
+    assert not world.steps.due
     world.close()
 
 
