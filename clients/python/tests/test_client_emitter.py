@@ -506,7 +506,9 @@ def test_an_outbox_that_could_not_be_made_is_made_as_soon_as_it_can_be(
         server.behave = accept_all
 
 
-def test_nobody_waits_while_an_attempt_is_noted_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def stuck_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """A sync of the emitter's thread sets the first, and goes on with the second."""
     stuck, go_on = threading.Event(), threading.Event()
 
     def sync(_file: int) -> None:
@@ -515,6 +517,13 @@ def test_nobody_waits_while_an_attempt_is_noted_on_the_disk(tmp_path: Path, monk
             go_on.wait(20)
 
     monkeypatch.setattr(os, "fdatasync", sync)
+    return stuck, go_on
+
+
+def test_nobody_waits_while_an_attempt_is_noted_on_the_disk(
+    tmp_path: Path, stuck_disk: tuple[threading.Event, threading.Event]
+) -> None:
+    stuck, go_on = stuck_disk
     outbox = OutboxOptions(tmp_path, durability="power")
     # The emit's own sync is over by the time of the attempt, and does not cover it.
     options = EmitterOptions(linger_seconds=0.5)
@@ -532,16 +541,9 @@ def test_nobody_waits_while_an_attempt_is_noted_on_the_disk(tmp_path: Path, monk
 
 
 def test_what_is_about_to_leave_is_not_said_to_have_never_been_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stuck_disk: tuple[threading.Event, threading.Event]
 ) -> None:
-    stuck, go_on = threading.Event(), threading.Event()
-
-    def sync(_file: int) -> None:
-        if threading.current_thread().name == "tallywire-emitter":
-            stuck.set()
-            go_on.wait(20)
-
-    monkeypatch.setattr(os, "fdatasync", sync)
+    stuck, go_on = stuck_disk
     outbox = OutboxOptions(tmp_path, durability="power", max_bytes=32_000)
     with fake_server() as server:
         emitter = Emitter(server.url, outbox=outbox, options=EmitterOptions(linger_seconds=0.5))
